@@ -1,0 +1,1 @@
+//! Flush consistency across connections.

@@ -1,0 +1,1 @@
+//! Option negotiation, both sides.

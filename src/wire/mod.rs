@@ -1,0 +1,58 @@
+//! Bytes to values and back: every message of the protocol, in both directions.
+//!
+//! Pure functions on what they are given. Nothing here keeps state, does I/O, or knows what is
+//! legal *when*: that is for `handshake` and
+//! `transmission`. Fixed headers decode from and encode to arrays, so
+//! that there is no such thing as a short read; payload is never touched.
+//!
+//! ```
+//! use nbd_proto::wire::{CommandType, OptionCode};
+//!
+//! assert_eq!(OptionCode::GO.0, 7);
+//! assert_eq!(CommandType(3), CommandType::FLUSH);
+//! assert_eq!(CommandType(99).name(), None);
+//! ```
+
+mod codes;
+pub(crate) mod cursor;
+mod flags;
+mod string;
+
+pub use codes::{ChunkType, CommandType, Errno, InfoType, OptionCode, ReplyType};
+pub use flags::{
+    AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
+};
+pub(crate) use string::check_string;
+pub use string::{BadString, MAX_STRING, Name};
+
+/// A header that does not begin with the magic number that belongs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("bad magic number {found:#x}")]
+pub struct BadMagic {
+    /// What stood there instead, as an integer of the width of the field.
+    pub found: u64,
+}
+
+/// A body that does not have the form which the protocol gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// A field, or a length within the body, reaches beyond its end.
+    #[error("ends in the middle of a field")]
+    Truncated,
+    /// Bytes are left over after the last field.
+    #[error("has {excess} bytes too many")]
+    Trailing {
+        /// How many bytes are left.
+        excess: usize,
+    },
+    /// A string breaks the rules for strings.
+    #[error("has a string that {0}")]
+    String(BadString),
+    /// A field has a value that the protocol forbids.
+    #[error("has an illegal value in {field}")]
+    Value {
+        /// The name of the field, as the protocol has it.
+        field: &'static str,
+    },
+}
