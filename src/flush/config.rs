@@ -1,0 +1,458 @@
+//! What a coordinator is told: its options, and what each backend handle can do.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// Whether flushes are replicated across connections, and whether clients are told so.
+///
+/// The words are those of nbdkit's multi-conn filter (`multi-conn-mode`), for parsing and for
+/// printing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Like [`Plugin`](Self::Plugin) where the backend has multi-conn, else like
+    /// [`Emulate`](Self::Emulate); like [`Disable`](Self::Disable) where connections are
+    /// serialized.
+    #[default]
+    Auto,
+    /// A flush on one connection is carried out on every handle that needs it; multi-conn is
+    /// advertised.
+    Emulate,
+    /// A flush goes to the handle of its own connection; multi-conn is advertised if the backend
+    /// has it.
+    Plugin,
+    /// As [`Plugin`](Self::Plugin), but multi-conn is never advertised.
+    Disable,
+    /// As [`Plugin`](Self::Plugin), but multi-conn is always advertised, true or not.
+    ///
+    /// **Clients that believe it lose data** if the backend caches per connection. It is for
+    /// measurements only.
+    Unsafe,
+}
+
+/// How much is remembered to avoid backend flushes (`multi-conn-track-dirty` of nbdkit's filter).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TrackDirty {
+    /// Per connection: a handle is flushed only if it has something to write out, or may hold
+    /// something stale.
+    #[default]
+    Connection,
+    /// Per group: nothing is flushed while the whole group is clean, else every handle is. A
+    /// flush that goes to one handle only, outside emulation, is skipped only where that handle
+    /// covers all.
+    Fast,
+    /// Nothing: every flush of a client reaches the backend.
+    Off,
+}
+
+/// Which connections share data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Grouping {
+    /// All of them, whatever export they use. Always safe.
+    #[default]
+    All,
+    /// Those that use the same export (`multi-conn-exportname=true` of nbdkit's filter). Safe
+    /// only where different exports never share contents.
+    ByExport,
+}
+
+/// What a failed backend flush means for later ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AfterFailure {
+    /// The data may be gone, as it is after a failed `fsync` on Linux: every later flush of the
+    /// group fails, until the group has no connection left or is
+    /// [reset](super::FlushCoordinator::reset).
+    #[default]
+    Sticky,
+    /// The backend keeps what it could not write: a later flush may succeed.
+    Retry,
+}
+
+/// What happens to modifications of the same bytes through different handles.
+///
+/// Caches are written out in no particular order, so that an older write could reach storage
+/// after a newer one and win.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Overlap {
+    /// The earlier one is written out before the later one executes, while emulating.
+    #[default]
+    OrderWrites,
+    /// They execute as they come: right only if clients never modify the same
+    /// [granule](Config::granule) through two connections without a flush in between.
+    Ignore,
+}
+
+/// How many connections the server serves at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ThreadModel {
+    /// Any number of connections, and of commands on each.
+    #[default]
+    Parallel,
+    /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`].
+    SerializeConnections,
+}
+
+/// A word that is not one of an option's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown value, expected {expected}")]
+pub struct UnknownValue {
+    /// The words that would have been understood.
+    pub expected: &'static str,
+}
+
+macro_rules! words {
+    ($type:ident, $expected:literal, $( $value:ident: $word:literal $(| $alias:literal)* ),+) => {
+        impl FromStr for $type {
+            type Err = UnknownValue;
+
+            fn from_str(word: &str) -> Result<Self, UnknownValue> {
+                match word {
+                    $( $word $(| $alias)* => Ok(Self::$value), )+
+                    _ => Err(UnknownValue { expected: $expected }),
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self {
+                    $( Self::$value => $word, )+
+                })
+            }
+        }
+    };
+}
+
+words!(Mode, "auto, emulate, plugin, disable or unsafe",
+    Auto: "auto", Emulate: "emulate", Plugin: "plugin", Disable: "disable", Unsafe: "unsafe");
+words!(TrackDirty, "connection, fast or off",
+    Connection: "connection" | "conn", Fast: "fast", Off: "off");
+words!(Grouping, "true or false (whether the export name counts)",
+    All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
+words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
+words!(Overlap, "order-writes or ignore", OrderWrites: "order-writes", Ignore: "ignore");
+words!(ThreadModel, "parallel or serialize_connections",
+    Parallel: "parallel", SerializeConnections: "serialize_connections");
+
+/// The options of a coordinator. `Config::new()` is right for a server that knows nothing
+/// special about its backend.
+///
+/// ```
+/// use nbd_proto::flush::{Config, Mode, TrackDirty};
+///
+/// let config = Config::new()
+///     .with_mode(Mode::Emulate)
+///     .with_track_dirty("conn".parse()?);
+/// assert_eq!(config.track_dirty(), TrackDirty::Connection);
+/// # Ok::<(), nbd_proto::flush::UnknownValue>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    mode: Mode,
+    track_dirty: TrackDirty,
+    grouping: Grouping,
+    after_failure: AfterFailure,
+    overlap: Overlap,
+    granule: u32,
+    max_ranges: u32,
+    thread_model: ThreadModel,
+}
+
+impl Config {
+    /// The defaults: the first value of each option, a granule of one byte.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            mode: Mode::Auto,
+            track_dirty: TrackDirty::Connection,
+            grouping: Grouping::All,
+            after_failure: AfterFailure::Sticky,
+            overlap: Overlap::OrderWrites,
+            granule: 1,
+            // About 64 KiB a connection at worst; a guest with more scattered writes than this
+            // between two flushes gains little from exact ranges.
+            max_ranges: 1024,
+            thread_model: ThreadModel::Parallel,
+        }
+    }
+
+    /// Sets the mode.
+    #[must_use]
+    pub const fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Sets how dirt is tracked.
+    #[must_use]
+    pub const fn with_track_dirty(mut self, level: TrackDirty) -> Self {
+        self.track_dirty = level;
+        self
+    }
+
+    /// Sets which connections share data.
+    #[must_use]
+    pub const fn with_grouping(mut self, grouping: Grouping) -> Self {
+        self.grouping = grouping;
+        self
+    }
+
+    /// Sets what a failed flush means.
+    #[must_use]
+    pub const fn with_after_failure(mut self, policy: AfterFailure) -> Self {
+        self.after_failure = policy;
+        self
+    }
+
+    /// Sets what happens to overlapping modifications.
+    #[must_use]
+    pub const fn with_overlap(mut self, overlap: Overlap) -> Self {
+        self.overlap = overlap;
+        self
+    }
+
+    /// Sets the unit, in bytes, in which a handle's cache reads and writes back (default 1: it
+    /// remembers exactly the bytes that were written). With a larger unit a write is a
+    /// read-modify-write of whole granules, and writes that share a granule are kept in order
+    /// like writes that overlap. 0 counts as 1.
+    #[must_use]
+    pub const fn with_granule(mut self, bytes: u32) -> Self {
+        self.granule = if bytes == 0 { 1 } else { bytes };
+        self
+    }
+
+    /// Sets how many separate ranges of unflushed modifications are remembered per connection
+    /// (default 1024, at least 1). Beyond it ranges merge: more flushes, never fewer.
+    #[must_use]
+    pub const fn with_max_ranges(mut self, count: u32) -> Self {
+        self.max_ranges = if count == 0 { 1 } else { count };
+        self
+    }
+
+    /// Sets how many connections are served at a time.
+    #[must_use]
+    pub const fn with_thread_model(mut self, model: ThreadModel) -> Self {
+        self.thread_model = model;
+        self
+    }
+
+    /// The mode.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// How dirt is tracked.
+    #[must_use]
+    pub const fn track_dirty(&self) -> TrackDirty {
+        self.track_dirty
+    }
+
+    /// Which connections share data.
+    #[must_use]
+    pub const fn grouping(&self) -> Grouping {
+        self.grouping
+    }
+
+    /// What a failed flush means.
+    #[must_use]
+    pub const fn after_failure(&self) -> AfterFailure {
+        self.after_failure
+    }
+
+    /// What happens to overlapping modifications.
+    #[must_use]
+    pub const fn overlap(&self) -> Overlap {
+        self.overlap
+    }
+
+    /// The unit of the backend's caches, in bytes.
+    #[must_use]
+    pub const fn granule(&self) -> u32 {
+        self.granule
+    }
+
+    /// How many ranges are remembered per connection.
+    #[must_use]
+    pub const fn max_ranges(&self) -> u32 {
+        self.max_ranges
+    }
+
+    /// How many connections are served at a time.
+    #[must_use]
+    pub const fn thread_model(&self) -> ThreadModel {
+        self.thread_model
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What one backend handle can do. Be honest: the promise to the clients rests on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    pub(super) flush: bool,
+    pub(super) fua: bool,
+    pub(super) multi_conn: bool,
+    pub(super) read_only: bool,
+    pub(super) caches_nothing: bool,
+    pub(super) self_coherent: bool,
+    pub(super) loads_on_open: bool,
+}
+
+impl Backend {
+    /// A writable handle that can do nothing special: it has no flush.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            flush: false,
+            fua: false,
+            multi_conn: false,
+            read_only: false,
+            caches_nothing: false,
+            self_coherent: false,
+            loads_on_open: true,
+        }
+    }
+
+    /// It caches, and there is no way to make it drop what it cached.
+    pub(super) const fn cannot_flush(&self) -> bool {
+        !self.flush && !self.caches_nothing
+    }
+
+    /// `Flush` keeps the [contract](super#what-a-backend-must-promise).
+    #[must_use]
+    pub const fn with_flush(mut self, yes: bool) -> Self {
+        self.flush = yes;
+        self
+    }
+
+    /// A command can be executed with FUA: when it succeeds, what it wrote is on permanent
+    /// storage, and visible to all handles that have nothing cached.
+    #[must_use]
+    pub const fn with_fua(mut self, yes: bool) -> Self {
+        self.fua = yes;
+        self
+    }
+
+    /// One flush, on any handle, covers what completed on all handles, and no handle caches
+    /// anything that others do not see.
+    #[must_use]
+    pub const fn with_multi_conn(mut self, yes: bool) -> Self {
+        self.multi_conn = yes;
+        self
+    }
+
+    /// Nothing can be modified through this handle.
+    #[must_use]
+    pub const fn with_read_only(mut self, yes: bool) -> Self {
+        self.read_only = yes;
+        self
+    }
+
+    /// Every command goes straight to permanent storage, and reads come from there.
+    #[must_use]
+    pub const fn with_caches_nothing(mut self, yes: bool) -> Self {
+        self.caches_nothing = yes;
+        self
+    }
+
+    /// What a command leaves in this handle's cache is never older than a modification that
+    /// completed on the same handle, even if a flush ran while the command was executing.
+    ///
+    /// Without this, a handle whose commands were executing while it was written out is flushed
+    /// once more after they end. A cache has the property if it does not keep what it fetched
+    /// before a flush that has run since.
+    #[must_use]
+    pub const fn with_self_coherent(mut self, yes: bool) -> Self {
+        self.self_coherent = yes;
+        self
+    }
+
+    /// Opening the handle may load data into its cache (default true). Such a handle is flushed
+    /// before its first command if others have written out data since it was opened.
+    #[must_use]
+    pub const fn with_loads_on_open(mut self, yes: bool) -> Self {
+        self.loads_on_open = yes;
+        self
+    }
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the client of a connection may be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertised {
+    /// `NBD_FLAG_CAN_MULTI_CONN`.
+    pub multi_conn: bool,
+    /// `NBD_FLAG_SEND_FLUSH`.
+    pub flush: bool,
+    /// `NBD_FLAG_SEND_FUA`.
+    pub fua: bool,
+}
+
+/// Why a connection cannot be coordinated as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The coordinator does not know the connection, or it is open already.
+    #[error("the connection is not being opened")]
+    NotOpening,
+    /// Emulation needs a backend with flush (or one that caches nothing, or nothing but
+    /// read-only connections).
+    #[error("a backend without flush cannot be emulated: use mode disable or plugin")]
+    CannotEmulate,
+    /// The backend claims multi-conn for a writable export, but has no flush to make it true.
+    #[error("multi-conn without flush on a writable export would be a lie: use mode disable")]
+    MultiConnWithoutFlush,
+    /// A writable connection wants to join connections without flush, which could never be made
+    /// to see what it writes.
+    #[error("other connections of the group have no flush and could go on reading stale data")]
+    GroupCannotFlush,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn options_parse_from_and_print_as_the_words_of_nbdkits_filter() {
+        for mode in ["auto", "emulate", "plugin", "disable", "unsafe"] {
+            assert_eq!(mode.parse::<Mode>().unwrap().to_string(), mode);
+        }
+        for level in ["connection", "fast", "off"] {
+            assert_eq!(level.parse::<TrackDirty>().unwrap().to_string(), level);
+        }
+        assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
+        assert_eq!("true".parse(), Ok(Grouping::ByExport));
+        assert!("Emulate".parse::<Mode>().is_err());
+        assert_eq!(
+            "x".parse::<AfterFailure>().unwrap_err().to_string(),
+            "unknown value, expected sticky or retry"
+        );
+    }
+
+    #[test]
+    fn the_first_value_of_each_option_is_the_default() {
+        let config = Config::default();
+        assert_eq!(config.mode(), Mode::Auto);
+        assert_eq!(config.track_dirty(), TrackDirty::Connection);
+        assert_eq!(config.grouping(), Grouping::All);
+        assert_eq!(config.after_failure(), AfterFailure::Sticky);
+        assert_eq!(config.overlap(), Overlap::OrderWrites);
+        assert_eq!(config.with_granule(0).granule(), 1);
+    }
+}

@@ -1,0 +1,722 @@
+//! The machine: events in, actions out.
+
+use alloc::collections::{BTreeMap, VecDeque};
+
+use super::clock::{Clock, Stamp};
+use super::config::{
+    Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel,
+};
+use super::group::{Group, Path};
+use super::member::{Held, List, Member, Need, Phase};
+use super::order::Range;
+use super::slab::{Key, Slab};
+use crate::wire::{CommandType, Errno};
+
+/// A connection, as the coordinator knows it. Never valid again after its release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Conn(pub(super) Key);
+
+/// A client's command, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// What is to be done.
+    pub kind: CommandType,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How many bytes it is about.
+    pub length: u64,
+    /// Whether it carries `NBD_CMD_FLAG_FUA`.
+    pub fua: bool,
+}
+
+impl Command {
+    /// A command without FUA.
+    #[must_use]
+    pub const fn new(kind: CommandType, offset: u64, length: u64) -> Self {
+        Self {
+            kind,
+            offset,
+            length,
+            fua: false,
+        }
+    }
+
+    /// A client's `NBD_CMD_FLUSH`.
+    pub const FLUSH: Self = Self::new(CommandType::FLUSH, 0, 0);
+
+    /// The same with or without FUA.
+    #[must_use]
+    pub const fn with_fua(mut self, fua: bool) -> Self {
+        self.fua = fua;
+        self
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fua {
+    /// Not asked for, or without meaning for the command.
+    No,
+    /// By the backend.
+    Native,
+    /// By a flush after the command.
+    Emulated,
+}
+
+/// A command that the backend is to execute, or is executing: give it back with
+/// [`FlushCoordinator::complete`].
+#[must_use = "a command that never completes holds up flushes for ever"]
+#[derive(Debug)]
+pub struct Op {
+    member: Key,
+    generation: u64,
+    modification: bool,
+    range: Option<Range>,
+    fua: Fua,
+}
+
+impl Op {
+    /// The connection on whose handle it is executed.
+    #[must_use]
+    pub const fn conn(&self) -> Conn {
+        Conn(self.member)
+    }
+
+    /// Whether the backend has to execute it with FUA.
+    #[must_use]
+    pub const fn fua(&self) -> bool {
+        matches!(self.fua, Fua::Native)
+    }
+}
+
+/// A backend flush that was asked for: give it back with [`FlushCoordinator::flushed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlushId {
+    pub(super) member: Key,
+    pub(super) start: Stamp,
+}
+
+impl FlushId {
+    /// The connection whose handle is flushed.
+    #[must_use]
+    pub const fn conn(&self) -> Conn {
+        Conn(self.member)
+    }
+}
+
+/// What becomes of a command now.
+#[must_use]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Decision<T> {
+    /// Execute it on the handle of its connection now.
+    Execute {
+        /// What to give back when it has been executed.
+        op: Op,
+        /// The caller's tag.
+        tag: T,
+    },
+    /// Answer the client now.
+    Reply {
+        /// The caller's tag.
+        tag: T,
+        /// The answer.
+        result: Result<(), Errno>,
+    },
+    /// Nothing now: an [`Action`] with the tag will come from [`FlushCoordinator::poll`].
+    Wait,
+    /// The connection is not open: it was never opened, is leaving, or is gone.
+    Closed {
+        /// The caller's tag.
+        tag: T,
+    },
+}
+
+/// Something to be done by the caller.
+#[must_use]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Action<C, T> {
+    /// Execute a command that had to wait.
+    Execute {
+        /// The caller's key of the connection.
+        key: C,
+        /// What to give back when it has been executed.
+        op: Op,
+        /// The caller's tag.
+        tag: T,
+    },
+    /// Flush a backend handle.
+    Flush {
+        /// The caller's key of the connection.
+        key: C,
+        /// What to give back when it is done.
+        flush: FlushId,
+    },
+    /// Answer a command that had to wait.
+    Reply {
+        /// The caller's key of the connection.
+        key: C,
+        /// The caller's tag.
+        tag: T,
+        /// The answer.
+        result: Result<(), Errno>,
+    },
+    /// Close the backend handle: the connection is forgotten.
+    Release {
+        /// The caller's key of the connection.
+        key: C,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum Pending<C, T> {
+    Flush(Key),
+    Now(Action<C, T>),
+}
+
+/// A FUA command that was executed and waits for its flush.
+#[derive(Clone, Debug)]
+pub(super) struct FuaWait<T> {
+    pub(super) member: Key,
+    pub(super) tag: T,
+    pub(super) written_out: bool,
+    pub(super) remaining: u32,
+}
+
+/// Keeps the flush promise for all connections of a server. See the [module](super).
+#[derive(Debug)]
+pub struct FlushCoordinator<C, E, T> {
+    pub(super) config: Config,
+    pub(super) clock: Clock,
+    pub(super) members: Slab<Member<C, T>>,
+    pub(super) groups: Slab<Group<E, T>>,
+    by_export: BTreeMap<E, Key>,
+    everyone: Option<Key>,
+    pub(super) fuas: Slab<FuaWait<T>>,
+    /// Clients' flushes of their own connection only.
+    pub(super) own: Slab<super::group::Waiter<T>>,
+    pub(super) actions: VecDeque<Pending<C, T>>,
+}
+
+impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
+    /// A coordinator without connections.
+    #[must_use]
+    pub const fn new(config: Config) -> Self {
+        Self {
+            config,
+            clock: Clock::new(),
+            members: Slab::new(),
+            groups: Slab::new(),
+            by_export: BTreeMap::new(),
+            everyone: None,
+            fuas: Slab::new(),
+            own: Slab::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Its options.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// A connection is about to open its backend handle. Call this *before* the handle is opened:
+    /// a handle may load data while it is being opened, and a flush that ends meanwhile has to
+    /// know.
+    ///
+    /// Either [`opened`](Self::opened) or [`disconnect`](Self::disconnect) must follow.
+    pub fn connect(&mut self, key: C, export: &E) -> Conn {
+        let group = self.group_of(export);
+        let now = self.clock.tick();
+        let mut member = Member::new(key, group);
+        member.oldest_load = now;
+        let member = self.members.insert(member);
+        self.list(member, List::Members, true);
+        self.relist(member);
+        Conn(member)
+    }
+
+    fn group_of(&mut self, export: &E) -> Key {
+        let name = match self.config.grouping() {
+            Grouping::All => None,
+            Grouping::ByExport => Some(export.clone()),
+        };
+        let known = match &name {
+            None => self.everyone,
+            Some(export) => self.by_export.get(export).copied(),
+        };
+        if let Some(group) = known {
+            return group;
+        }
+        let group = self.groups.insert(Group::new(name.clone()));
+        match name {
+            None => self.everyone = Some(group),
+            Some(export) => {
+                self.by_export.insert(export, group);
+            }
+        }
+        group
+    }
+
+    /// The backend handle of a connection was opened, and can do this.
+    ///
+    /// # Errors
+    ///
+    /// If the configured mode cannot keep its promise with such a handle. The connection is then
+    /// forgotten; close the handle.
+    pub fn opened(&mut self, conn: Conn, backend: Backend) -> Result<Advertised, OpenError> {
+        let Some(member) = self.members.get_mut(conn.0) else {
+            return Err(OpenError::NotOpening);
+        };
+        if member.phase != Phase::Opening {
+            return Err(OpenError::NotOpening);
+        }
+        let group = member.group;
+        let advertised = match self.advertise(group, backend) {
+            Ok(advertised) => advertised,
+            Err(why) => {
+                self.remove(conn.0);
+                return Err(why);
+            }
+        };
+        let (Some(member), Some(group)) =
+            (self.members.get_mut(conn.0), self.groups.get_mut(group))
+        else {
+            return Err(OpenError::NotOpening);
+        };
+        member.phase = Phase::Serving;
+        member.backend = backend;
+        if backend.caches_nothing || !backend.loads_on_open {
+            member.oldest_load = Stamp::NEVER;
+            member.gate = Stamp::NEVER;
+        }
+        group.open += 1;
+        group.multi_conn += u32::from(backend.multi_conn);
+        group.writable += u32::from(!backend.read_only);
+        group.cannot_flush += u32::from(backend.cannot_flush());
+        self.relist(conn.0);
+        Ok(advertised)
+    }
+
+    /// What follows from mode and backend.
+    fn advertise(&self, group: Key, backend: Backend) -> Result<Advertised, OpenError> {
+        let serialized = self.config.thread_model() == ThreadModel::SerializeConnections;
+        let can_flush = backend.flush || backend.caches_nothing;
+        let emulated = match self.config.mode() {
+            Mode::Emulate => true,
+            Mode::Auto => !serialized && !backend.multi_conn,
+            Mode::Plugin | Mode::Disable | Mode::Unsafe => false,
+        };
+        if emulated && !can_flush && !backend.read_only {
+            return Err(OpenError::CannotEmulate);
+        }
+        if emulated && let Some(group) = self.groups.get(group) {
+            // A handle that caches and cannot flush is harmless only while nobody writes.
+            if group.cannot_flush > 0 && !backend.read_only {
+                return Err(OpenError::GroupCannotFlush);
+            }
+            if backend.cannot_flush() && group.writable > 0 {
+                return Err(OpenError::CannotEmulate);
+            }
+        }
+        let multi_conn = match self.config.mode() {
+            Mode::Emulate | Mode::Unsafe => true,
+            Mode::Auto => !serialized,
+            Mode::Plugin => backend.multi_conn,
+            Mode::Disable => false,
+        };
+        let is_true = can_flush || backend.read_only || self.config.mode() == Mode::Unsafe;
+        if multi_conn && !is_true {
+            return Err(OpenError::MultiConnWithoutFlush);
+        }
+        Ok(Advertised {
+            multi_conn,
+            flush: can_flush,
+            // When emulating, a write and a flush take the place of native FUA.
+            fua: can_flush || (backend.fua && !emulated),
+        })
+    }
+
+    pub(super) fn path(&self, group: &Group<E, T>) -> Path {
+        let covers_all = group.multi_conn == group.open;
+        match self.config.mode() {
+            Mode::Emulate => Path::Emulate,
+            Mode::Auto if self.config.thread_model() == ThreadModel::Parallel && !covers_all => {
+                Path::Emulate
+            }
+            _ if covers_all => Path::CoversAll,
+            _ => Path::Own,
+        }
+    }
+
+    /// A client's command arrived on a connection.
+    ///
+    /// The common case, a command that needs nothing, is decided without touching any queue. Of
+    /// the commands, only [`FLUSH`](CommandType::FLUSH) is never executed: it turns into
+    /// [`Action::Flush`]es, or is answered at once.
+    pub fn command(&mut self, conn: Conn, command: Command, tag: T) -> Decision<T> {
+        match self.members.get(conn.0) {
+            Some(member) if member.phase == Phase::Serving => {}
+            _ => return Decision::Closed { tag },
+        }
+        if command.kind == CommandType::FLUSH {
+            self.client_flush(conn.0, tag)
+        } else {
+            self.admit(conn.0, command, tag, usize::MAX)
+        }
+    }
+
+    /// Decides about a command that is to be executed, and has the first `ahead` of those before
+    /// it that wait for others.
+    pub(super) fn admit(
+        &mut self,
+        key: Key,
+        command: Command,
+        tag: T,
+        ahead: usize,
+    ) -> Decision<T> {
+        let Some(member) = self.members.get_mut(key) else {
+            return Decision::Closed { tag };
+        };
+        if member.gate.happened() {
+            return self.hold(key, command, tag);
+        }
+        let mut range = None;
+        if command.kind.is_modification() && self.config.overlap() == Overlap::OrderWrites {
+            range = Range::of(command.offset, command.length, self.config.granule());
+            if let Some(wanted) = range {
+                let group = member.group;
+                if self
+                    .groups
+                    .get(group)
+                    .is_none_or(|group| self.path(group) != Path::Emulate)
+                {
+                    range = None;
+                } else if self.must_wait_in_order(group, key, wanted, ahead) {
+                    return self.wait_in_order(group, key, wanted, command, tag);
+                } else if self.config.granule() > 1 && self.is_stale(key) {
+                    // The write would be merged into a granule that another handle has written
+                    // since: load it anew.
+                    self.close_gate(key);
+                    return self.hold(key, command, tag);
+                } else {
+                    self.take_range(group, key, wanted);
+                }
+            }
+        }
+        match self.start(key, command, range) {
+            Some(op) => Decision::Execute { op, tag },
+            None => Decision::Closed { tag },
+        }
+    }
+
+    /// A command begins to execute: from now on it may load and modify.
+    fn start(&mut self, key: Key, command: Command, range: Option<Range>) -> Option<Op> {
+        let now = self.clock.tick();
+        let member = self.members.get_mut(key)?;
+        let generation = member.begin(now);
+        if !member.oldest_load.happened() && !member.backend.caches_nothing {
+            member.oldest_load = now;
+            self.relist(key);
+        }
+        let modification = command.kind.is_modification();
+        let mut fua = Fua::No;
+        if command.fua && modification {
+            fua = self.fua(key);
+        }
+        Some(Op {
+            member: key,
+            generation,
+            modification,
+            range,
+            fua,
+        })
+    }
+
+    fn fua(&self, key: Key) -> Fua {
+        let Some(member) = self.members.get(key) else {
+            return Fua::No;
+        };
+        let emulating = self
+            .groups
+            .get(member.group)
+            .is_some_and(|group| self.path(group) == Path::Emulate);
+        let backend = member.backend;
+        if backend.caches_nothing {
+            Fua::No
+        } else if backend.fua && !emulating {
+            Fua::Native
+        } else if backend.flush {
+            Fua::Emulated
+        } else {
+            Fua::No
+        }
+    }
+
+    /// The backend has executed a command, with this result.
+    ///
+    /// Call this before the client gets the reply: what completes here is what the next flush has
+    /// to cover. A command that failed may have had an effect all the same, and counts like one
+    /// that succeeded.
+    pub fn complete(&mut self, op: Op, tag: T, result: Result<(), Errno>) -> Decision<T> {
+        let Some(member) = self.members.get_mut(op.member) else {
+            return Decision::Closed { tag };
+        };
+        member.in_flight.end(op.generation);
+        if !op.modification && member.work().is_none() && member.phase == Phase::Serving {
+            return Decision::Reply { tag, result };
+        }
+        self.completed(op, tag, result)
+    }
+
+    fn completed(&mut self, op: Op, tag: T, result: Result<(), Errno>) -> Decision<T> {
+        let key = op.member;
+        let Some(member) = self.members.get(key) else {
+            return Decision::Closed { tag };
+        };
+        let group = member.group;
+        if op.modification {
+            self.modified(group, &op, result);
+        }
+        let mut decision = Decision::Reply { tag, result };
+        if op.fua == Fua::Emulated && result.is_ok() {
+            let Decision::Reply { tag, .. } = decision else {
+                return decision;
+            };
+            self.flush_for_fua(key, tag);
+            decision = Decision::Wait;
+        }
+        self.check_draining(key);
+        if op.range.is_some() {
+            self.recheck_order(group);
+        }
+        self.try_release(key);
+        decision
+    }
+
+    fn modified(&mut self, group_key: Key, op: &Op, result: Result<(), Errno>) {
+        let now = self.clock.tick();
+        let (Some(member), Some(group)) = (
+            self.members.get_mut(op.member),
+            self.groups.get_mut(group_key),
+        ) else {
+            return;
+        };
+        if let Some(range) = op.range {
+            group.ranges.complete(op.member, range, now);
+        }
+        if member.backend.caches_nothing {
+            return;
+        }
+        if op.fua == Fua::Native && result.is_ok() {
+            group.write_outs.note(op.member, now);
+            group.maybe_stale = true;
+        } else {
+            member.last_mod = now;
+            group.last_mod = now;
+            if !member.is_listed(List::Dirty) {
+                self.relist(op.member);
+            }
+        }
+    }
+
+    /// A command waits until the gate of its handle opens.
+    fn hold(&mut self, key: Key, command: Command, tag: T) -> Decision<T> {
+        let Some(member) = self.members.get_mut(key) else {
+            return Decision::Closed { tag };
+        };
+        let work = member.work_mut();
+        let first = work.held.is_empty();
+        work.held.push_back(Held { command, tag });
+        if first {
+            self.invalidate(key, Need::Gate);
+        }
+        Decision::Wait
+    }
+
+    /// The client of a connection is gone, or is going: no more commands will come. Those that
+    /// came are still carried out and answered; when all is done, and what the handle holds is
+    /// written out where others rely on it, [`Action::Release`] says that it can be closed.
+    ///
+    /// A connection that is still being opened is forgotten at once, without such an action.
+    pub fn disconnect(&mut self, conn: Conn) {
+        let Some(member) = self.members.get_mut(conn.0) else {
+            return;
+        };
+        match member.phase {
+            Phase::Opening => self.remove(conn.0),
+            Phase::Serving | Phase::Leaving => {
+                member.phase = Phase::Leaving;
+                self.try_release(conn.0);
+            }
+        }
+    }
+
+    /// A backend handle is gone, with all that it had not written out; nothing that it was asked
+    /// to do happens any more. If others rely on what is lost, the group's next flushes fail.
+    pub fn lost(&mut self, conn: Conn) {
+        let Some(member) = self.members.get_mut(conn.0) else {
+            return;
+        };
+        let group = member.group;
+        let work = member.work_mut();
+        let mut needs = core::mem::take(&mut work.joined);
+        needs.append(&mut work.next);
+        needs.extend(work.draining.drain(..).map(|(_, need)| need));
+        let result = if self.is_uncovered(conn.0) && self.others_rely_on(group) {
+            self.data_lost(group, Errno::EIO);
+            Err(Errno::EIO)
+        } else {
+            Ok(())
+        };
+        let opening = self
+            .members
+            .get(conn.0)
+            .is_some_and(|member| member.phase == Phase::Opening);
+        if let (Some(member), false) = (self.members.get(conn.0), opening) {
+            let key = member.key.clone();
+            self.actions
+                .push_back(Pending::Now(Action::Release { key }));
+        }
+        self.remove(conn.0);
+        for need in needs {
+            self.serve(need, conn.0, result);
+        }
+        self.recheck_order(group);
+    }
+
+    /// Forgets the failures of an export's group, so that flushes can succeed again: for when the
+    /// caller has made sure that what was lost is not missed, as by rewriting it.
+    pub fn reset(&mut self, export: &E) {
+        let group = match self.config.grouping() {
+            Grouping::All => self.everyone,
+            Grouping::ByExport => self.by_export.get(export).copied(),
+        };
+        let Some(group) = group.and_then(|group| self.groups.get_mut(group)) else {
+            return;
+        };
+        group.failed = None;
+        group.failed_reported = false;
+        group.lost = None;
+        for &member in group.list(List::Members) {
+            if let Some(member) = self.members.get_mut(member) {
+                member.unreported = None;
+                member.failed = None;
+            }
+        }
+    }
+
+    /// The next thing to do, if there is any. May be called at any time; what is not taken stays.
+    /// Actions may be carried out in any order, and in parallel.
+    pub fn poll(&mut self) -> Option<Action<C, T>> {
+        loop {
+            match self.actions.pop_front()? {
+                Pending::Now(action) => return Some(action),
+                Pending::Flush(key) => {
+                    if let Some(action) = self.start_flush(key) {
+                        return Some(action);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Releases a leaving connection if nothing holds it any more.
+    pub(super) fn try_release(&mut self, key: Key) {
+        let Some(member) = self.members.get(key) else {
+            return;
+        };
+        if member.phase != Phase::Leaving || !member.is_quiet() {
+            return;
+        }
+        let emulating = self
+            .groups
+            .get(member.group)
+            .is_some_and(|group| self.path(group) == Path::Emulate);
+        if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {
+            self.write_out(key, Need::Leave);
+            return;
+        }
+        let action = Action::Release {
+            key: member.key.clone(),
+        };
+        self.actions.push_back(Pending::Now(action));
+        let group = member.group;
+        self.remove(key);
+        self.recheck_order(group);
+    }
+
+    /// Forgets a connection.
+    fn remove(&mut self, key: Key) {
+        let Some(group_key) = self.members.get(key).map(|member| member.group) else {
+            return;
+        };
+        for list in [List::Members, List::Dirty, List::Loaded] {
+            self.list(key, list, false);
+        }
+        let Some(member) = self.members.remove(key) else {
+            return;
+        };
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        group.order_waiting.retain(|wait| wait.member != key);
+        if member.phase != Phase::Opening {
+            group.open -= 1;
+            group.multi_conn -= u32::from(member.backend.multi_conn);
+            group.writable -= u32::from(!member.backend.read_only);
+            group.cannot_flush -= u32::from(member.backend.cannot_flush());
+        }
+        if group.list(List::Members).is_empty() {
+            let opened = member.phase != Phase::Opening;
+            self.group_emptied(group_key, opened.then_some(member.backend));
+        }
+    }
+
+    /// The last member is gone; `last` is its backend, if it had one.
+    fn group_emptied(&mut self, group_key: Key, last: Option<Backend>) {
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        group.ranges.clear();
+        if last.is_some_and(|last| !last.multi_conn) {
+            // What handles of their own cached is written out, or reported as lost. A shared
+            // cache, in contrast, still has to be flushed by whoever comes next.
+            group.covered_all = group.last_mod;
+        }
+        if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {
+            group.failed = None;
+            group.failed_reported = false;
+        }
+        if group.is_forgettable()
+            && let Some(export) = group.export.clone()
+        {
+            self.by_export.remove(&export);
+            self.groups.remove(group_key);
+        }
+    }
+
+    pub(super) fn reply(&mut self, key: Key, tag: T, result: Result<(), Errno>) {
+        if let Some(member) = self.members.get(key) {
+            let key = member.key.clone();
+            let action = Action::Reply { key, tag, result };
+            self.actions.push_back(Pending::Now(action));
+        }
+    }
+
+    /// Puts what was decided about a command that had waited among the actions.
+    pub(super) fn act(&mut self, key: Key, decision: Decision<T>) {
+        match decision {
+            Decision::Execute { op, tag } => {
+                if let Some(member) = self.members.get(key) {
+                    let key = member.key.clone();
+                    self.actions
+                        .push_back(Pending::Now(Action::Execute { key, op, tag }));
+                }
+            }
+            Decision::Reply { tag, result } => self.reply(key, tag, result),
+            Decision::Wait | Decision::Closed { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Connections that share data: what the group as a whole has to remember.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::clock::Stamp;
+use super::coordinator::Command;
+use super::member::List;
+use super::order::{Range, Ranges};
+use super::slab::Key;
+use crate::wire::Errno;
+
+/// A client that waits for a flush.
+#[derive(Clone, Debug)]
+pub(super) struct Waiter<T> {
+    pub(super) member: Key,
+    pub(super) tag: T,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Every handle with uncovered modifications is written out, all at once.
+    WriteOut,
+    /// Every handle that may hold data from before the barrier is flushed once more.
+    Invalidate,
+}
+
+/// A flush of the whole group, on behalf of one or more clients.
+#[derive(Clone, Debug)]
+pub(super) struct Round<T> {
+    /// It covers what completed before.
+    pub(super) start: Stamp,
+    pub(super) step: Step,
+    /// Handles that have not answered in this step.
+    pub(super) remaining: u32,
+    pub(super) failed: Option<Errno>,
+    pub(super) waiters: Vec<Waiter<T>>,
+}
+
+/// A modification that waits until others' overlapping ones are written out.
+#[derive(Clone, Debug)]
+pub(super) struct OrderWait<T> {
+    pub(super) member: Key,
+    pub(super) range: Range,
+    pub(super) command: Command,
+    pub(super) tag: T,
+}
+
+/// When data last became visible in storage, and through whose handle.
+///
+/// Two entries are enough to know, for any handle, when another one last wrote something out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WriteOuts {
+    latest: Option<(Stamp, Key)>,
+    by_another: Stamp,
+}
+
+impl WriteOuts {
+    pub(super) fn note(&mut self, by: Key, now: Stamp) {
+        if let Some((before, whose)) = self.latest
+            && whose != by
+        {
+            self.by_another = before;
+        }
+        self.latest = Some((now, by));
+    }
+
+    /// The latest one by anybody.
+    pub(super) fn latest(&self) -> Stamp {
+        self.latest.map_or(Stamp::NEVER, |(stamp, _)| stamp)
+    }
+
+    /// The latest one by somebody else.
+    pub(super) fn latest_not_by(&self, member: Key) -> Stamp {
+        match self.latest {
+            Some((_, whose)) if whose == member => self.by_another,
+            _ => self.latest(),
+        }
+    }
+}
+
+/// How a client's flush is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    /// By rounds over all handles.
+    Emulate,
+    /// On one handle, which covers all.
+    CoversAll,
+    /// On the handle of the connection, for that connection.
+    Own,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Group<E, T> {
+    /// The export whose connections these are, if they are grouped by export.
+    pub(super) export: Option<E>,
+    /// All of them, those that may have something to write out, and those that may have
+    /// something cached.
+    lists: [Vec<Key>; 3],
+    /// How many are open, and of these how many have a backend with multi-conn, how many are
+    /// writable, and how many cache but cannot flush.
+    pub(super) open: u32,
+    pub(super) multi_conn: u32,
+    pub(super) writable: u32,
+    pub(super) cannot_flush: u32,
+    /// When the latest modification of any member completed.
+    pub(super) last_mod: Stamp,
+    /// What completed before is covered, on whatever handle, by a flush that covers all.
+    pub(super) covered_all: Stamp,
+    pub(super) write_outs: WriteOuts,
+    /// There was a write-out since nobody was last found to hold something stale.
+    pub(super) maybe_stale: bool,
+    /// Under the sticky policy: why every flush fails.
+    pub(super) failed: Option<Errno>,
+    /// A client has been told of `failed`.
+    pub(super) failed_reported: bool,
+    /// Lost data that no member was there to be told about.
+    pub(super) lost: Option<Errno>,
+    pub(super) round: Option<Round<T>>,
+    /// Flushes that the running round does not cover.
+    pub(super) waiting: Vec<Waiter<T>>,
+    pub(super) ranges: Ranges,
+    pub(super) order_waiting: VecDeque<OrderWait<T>>,
+}
+
+impl<E, T> Group<E, T> {
+    pub(super) fn new(export: Option<E>) -> Self {
+        Self {
+            export,
+            lists: [const { Vec::new() }; 3],
+            open: 0,
+            multi_conn: 0,
+            writable: 0,
+            cannot_flush: 0,
+            last_mod: Stamp::NEVER,
+            covered_all: Stamp::NEVER,
+            write_outs: WriteOuts::default(),
+            maybe_stale: false,
+            failed: None,
+            failed_reported: false,
+            lost: None,
+            round: None,
+            waiting: Vec::new(),
+            ranges: Ranges::default(),
+            order_waiting: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn list(&self, list: List) -> &[Key] {
+        let [members, dirty, loaded] = &self.lists;
+        match list {
+            List::Members => members,
+            List::Dirty => dirty,
+            List::Loaded => loaded,
+        }
+    }
+
+    pub(super) fn list_mut(&mut self, list: List) -> &mut Vec<Key> {
+        let [members, dirty, loaded] = &mut self.lists;
+        match list {
+            List::Members => members,
+            List::Dirty => dirty,
+            List::Loaded => loaded,
+        }
+    }
+
+    /// Whether it can be forgotten: nobody is in it, and nobody has to be told anything.
+    pub(super) fn is_forgettable(&self) -> bool {
+        self.list(List::Members).is_empty()
+            && self.failed.is_none()
+            && self.lost.is_none()
+            && self.last_mod <= self.covered_all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::slab::Slab;
+    use super::*;
+
+    #[test]
+    fn write_outs_by_others_are_known_for_every_member() {
+        let mut slab = Slab::new();
+        let (a, b, c) = (slab.insert(()), slab.insert(()), slab.insert(()));
+        let at = Stamp::from_raw;
+        let mut outs = WriteOuts::default();
+        assert_eq!(outs.latest_not_by(a), Stamp::NEVER);
+        outs.note(a, at(1));
+        assert_eq!(
+            (outs.latest_not_by(a), outs.latest_not_by(b)),
+            (Stamp::NEVER, at(1))
+        );
+        outs.note(a, at(2));
+        outs.note(b, at(3));
+        outs.note(b, at(4));
+        assert_eq!(outs.latest_not_by(a), at(4));
+        assert_eq!(outs.latest_not_by(b), at(2));
+        assert_eq!(outs.latest_not_by(c), at(4));
+        assert_eq!(outs.latest(), at(4));
+    }
+}

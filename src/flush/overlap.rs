@@ -1,0 +1,242 @@
+//! Rule 6: overlapping modifications through different handles keep their order.
+
+use alloc::vec::Vec;
+
+use super::clock::Stamp;
+use super::coordinator::{Command, Decision, FlushCoordinator};
+use super::group::OrderWait;
+use super::member::Need;
+use super::order::{Range, Segment};
+use super::slab::{Key, Slab};
+use crate::wire::Errno;
+
+/// Whether modifications in the segment are in flight or uncovered.
+fn is_live<C, T>(members: &Slab<super::member::Member<C, T>>, segment: &Segment) -> bool {
+    members
+        .get(segment.owner)
+        .is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)
+}
+
+impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
+    /// Whether a modification of `range` through the handle `key` has to wait: for another
+    /// handle's overlapping one, or behind the first `queued` of those that wait already, lest
+    /// they wait for ever.
+    pub(super) fn must_wait_in_order(
+        &self,
+        group: Key,
+        key: Key,
+        range: Range,
+        queued: usize,
+    ) -> bool {
+        let Some(group) = self.groups.get(group) else {
+            return false;
+        };
+        let members = &self.members;
+        let in_the_way = |segment: &Segment| segment.owner != key && is_live(members, segment);
+        if group.ranges.over(range).any(|(_, it)| in_the_way(it)) {
+            return true;
+        }
+        if group.order_waiting.is_empty() {
+            return !self.has_room(group, key, range);
+        }
+        let extent = group.ranges.extent(key, range);
+        let mut earlier = group.order_waiting.iter().take(queued);
+        earlier.any(|wait| wait.member != key && wait.range.overlaps(extent))
+            || !self.has_room(group, key, range)
+    }
+
+    /// Whether one more range of this member may be remembered.
+    fn has_room(&self, group: &super::group::Group<E, T>, key: Key, range: Range) -> bool {
+        let Some(member) = self.members.get(key) else {
+            return true;
+        };
+        member.ranges < self.config.max_ranges()
+            || member.purgeable()
+            || group.ranges.touches_or_neighbours(key, range)
+    }
+
+    /// Remembers a modification that begins.
+    pub(super) fn take_range(&mut self, group: Key, key: Key, range: Range) {
+        let max = self.config.max_ranges();
+        if self
+            .members
+            .get(key)
+            .is_some_and(|member| member.ranges >= max && member.purgeable())
+        {
+            self.purge(group, key);
+        }
+        let Self {
+            groups, members, ..
+        } = self;
+        let Some(group) = groups.get_mut(group) else {
+            return;
+        };
+        // Whatever of others is left there is covered, or they would be waited for.
+        while let Some((start, owner)) = group.ranges.first_not_of(key, range) {
+            group.ranges.remove(start);
+            if let Some(owner) = members.get_mut(owner) {
+                owner.ranges = owner.ranges.saturating_sub(1);
+            }
+        }
+        let Some(member) = members.get_mut(key) else {
+            return;
+        };
+        let full = member.ranges >= max && group.ranges.extent(key, range) == range;
+        if full
+            && group.ranges.over(range).next().is_none()
+            && group.ranges.begin_merged(key, range)
+        {
+            return;
+        }
+        let more = group.ranges.begin(key, range);
+        member.ranges = member.ranges.saturating_add_signed(more);
+    }
+
+    /// Forgets the ranges of the group that are covered by now.
+    fn purge(&mut self, group: Key, key: Key) {
+        let Self {
+            groups, members, ..
+        } = self;
+        let Some(group) = groups.get_mut(group) else {
+            return;
+        };
+        group.ranges.retain(|segment| {
+            let live = is_live(members, segment);
+            if !live && let Some(owner) = members.get_mut(segment.owner) {
+                owner.ranges = owner.ranges.saturating_sub(1);
+            }
+            live
+        });
+        if let Some(member) = members.get_mut(key) {
+            member.purged = member.covered;
+        }
+    }
+
+    /// A modification waits for its turn.
+    pub(super) fn wait_in_order(
+        &mut self,
+        group_key: Key,
+        key: Key,
+        range: Range,
+        command: Command,
+        tag: T,
+    ) -> Decision<T> {
+        let (Some(group), Some(member)) =
+            (self.groups.get_mut(group_key), self.members.get_mut(key))
+        else {
+            return Decision::Closed { tag };
+        };
+        member.pending += 1;
+        group.order_waiting.push_back(OrderWait {
+            member: key,
+            range,
+            command,
+            tag,
+        });
+        self.write_out_below(group_key, key, range);
+        Decision::Wait
+    }
+
+    /// Has every handle with finished modifications in `range` written out, so that one more of
+    /// `key` can follow; those in flight are waited for first.
+    fn write_out_below(&mut self, group_key: Key, key: Key, range: Range) {
+        while let Some(owner) = self.in_the_way(group_key, key, range) {
+            if let Some(owner) = self.members.get_mut(owner) {
+                owner.order_requested = true;
+            }
+            self.write_out(owner, Need::Order);
+        }
+    }
+
+    /// A handle that can be written out now so that `range` becomes free for `key`, and has not
+    /// been asked to yet. It may be its own, if too many of its ranges are remembered.
+    fn in_the_way(&self, group: Key, key: Key, range: Range) -> Option<Key> {
+        let group = self.groups.get(group)?;
+        let mut finished = group
+            .ranges
+            .over(range)
+            .map(|(_, segment)| segment)
+            .filter(|segment| segment.owner != key && segment.in_flight == 0)
+            .filter(|segment| is_live(&self.members, segment));
+        if let Some(segment) = finished.find(|segment| self.wants_order_flush(segment.owner)) {
+            return Some(segment.owner);
+        }
+        (!self.has_room(group, key, range) && self.wants_order_flush(key)).then_some(key)
+    }
+
+    fn wants_order_flush(&self, key: Key) -> bool {
+        self.members
+            .get(key)
+            .is_some_and(|member| !member.order_requested)
+    }
+
+    /// Something has ended: can modifications that wait begin?
+    pub(super) fn recheck_order(&mut self, group_key: Key) {
+        let mut at = 0;
+        while let Some(wait) = self
+            .groups
+            .get(group_key)
+            .and_then(|group| group.order_waiting.get(at))
+        {
+            let (key, range) = (wait.member, wait.range);
+            if self.must_wait_in_order(group_key, key, range, at) {
+                self.write_out_below(group_key, key, range);
+                at += 1;
+                continue;
+            }
+            let Some(wait) = self
+                .groups
+                .get_mut(group_key)
+                .and_then(|group| group.order_waiting.remove(at))
+            else {
+                return;
+            };
+            if let Some(member) = self.members.get_mut(key) {
+                member.pending = member.pending.saturating_sub(1);
+            }
+            let decision = self.admit(key, wait.command, wait.tag, at);
+            self.act(key, decision);
+        }
+    }
+
+    /// A handle could not be written out: what waited for that must not execute, or the older
+    /// data might come back over it later.
+    pub(super) fn fail_order(&mut self, group_key: Key, owner: Key, start: Stamp, why: Errno) {
+        let Some(group) = self.groups.get(group_key) else {
+            return;
+        };
+        let members = &self.members;
+        let below = |wait: &OrderWait<T>| {
+            let segments = group.ranges.over(wait.range).map(|(_, segment)| segment);
+            let mut segments = segments.filter(|segment| segment.owner == owner);
+            segments.any(|it| it.in_flight == 0 && it.last < start && is_live(members, it))
+        };
+        let failed: Vec<bool> = group
+            .order_waiting
+            .iter()
+            .map(|wait| {
+                if wait.member == owner {
+                    !self.has_room(group, owner, wait.range)
+                } else {
+                    below(wait)
+                }
+            })
+            .collect();
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        let waiting = core::mem::take(&mut group.order_waiting);
+        let mut unexecuted = Vec::new();
+        for (wait, failed) in waiting.into_iter().zip(failed) {
+            if failed {
+                unexecuted.push(wait);
+            } else {
+                group.order_waiting.push_back(wait);
+            }
+        }
+        for wait in unexecuted {
+            self.reply(wait.member, wait.tag, Err(why));
+            self.settle(wait.member);
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Clients' flushes: rounds over the handles of a group, flushes of one handle, failures.
+
+use alloc::vec::Vec;
+
+use super::clock::Stamp;
+use super::config::{AfterFailure, TrackDirty};
+use super::coordinator::{Decision, FlushCoordinator};
+use super::group::{Path, Round, Step, Waiter};
+use super::member::{List, Need, Phase};
+use super::slab::Key;
+use crate::wire::Errno;
+
+impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
+    /// A client asks for a flush.
+    pub(super) fn client_flush(&mut self, key: Key, tag: T) -> Decision<T> {
+        let Some(member) = self.members.get(key) else {
+            return Decision::Closed { tag };
+        };
+        let group = member.group;
+        let Some(path) = self.groups.get(group).map(|group| self.path(group)) else {
+            return Decision::Closed { tag };
+        };
+        if path == Path::Own {
+            return self.flush_own(group, key, tag);
+        }
+        let skip = self.config.track_dirty() != TrackDirty::Off;
+        if skip && !self.round_runs(group) && !self.needs_round(group, path) {
+            let result = self.verdict(group, key, None);
+            return Decision::Reply { tag, result };
+        }
+        self.count_pending(key);
+        let waiter = Waiter { member: key, tag };
+        if let Some(group) = self.groups.get_mut(group) {
+            match &mut group.round {
+                // It may join if nothing has completed that the round's flushes could miss.
+                Some(round) if group.last_mod <= round.start => round.waiters.push(waiter),
+                _ => group.waiting.push(waiter),
+            }
+        }
+        self.start_rounds(group);
+        Decision::Wait
+    }
+
+    fn count_pending(&mut self, key: Key) {
+        if let Some(member) = self.members.get_mut(key) {
+            member.pending += 1;
+        }
+    }
+
+    fn round_runs(&self, group: Key) -> bool {
+        self.groups
+            .get(group)
+            .is_some_and(|group| group.round.is_some())
+    }
+
+    /// Whether a flush of the whole group has anything to do.
+    fn needs_round(&mut self, group_key: Key, path: Path) -> bool {
+        let Some(group) = self.groups.get(group_key) else {
+            return false;
+        };
+        if path == Path::CoversAll {
+            return group.last_mod > group.covered_all;
+        }
+        while let Some(&key) = self
+            .groups
+            .get(group_key)
+            .and_then(|group| group.list(List::Dirty).last())
+        {
+            if self.is_uncovered(key) {
+                return true;
+            }
+            // Covered by a flush of another handle that covers all.
+            self.list(key, List::Dirty, false);
+        }
+        let Some(group) = self.groups.get(group_key) else {
+            return false;
+        };
+        if !group.maybe_stale {
+            return false;
+        }
+        let mut loaded = group.list(List::Loaded).iter();
+        let stale = loaded.any(|&key| self.is_stale(key) && !self.is_unused(key));
+        if !stale {
+            self.gate_unused(group_key);
+            if let Some(group) = self.groups.get_mut(group_key) {
+                group.maybe_stale = false;
+            }
+        }
+        stale
+    }
+
+    /// Starts the next round if flushes wait and none runs. A round that has nothing to do ends
+    /// at once, so that another may follow.
+    fn start_rounds(&mut self, group: Key) {
+        while self
+            .groups
+            .get(group)
+            .is_some_and(|group| group.round.is_none() && !group.waiting.is_empty())
+        {
+            self.start_round(group);
+        }
+    }
+
+    fn start_round(&mut self, group_key: Key) {
+        let now = self.clock.tick();
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        let waiters = core::mem::take(&mut group.waiting);
+        group.round = Some(Round {
+            start: now,
+            step: Step::WriteOut,
+            remaining: 0,
+            failed: None,
+            waiters,
+        });
+        let path = self.groups.get(group_key).map(|group| self.path(group));
+        let handles: Vec<Key> = if path == Some(Path::Emulate) {
+            let group = self.groups.get(group_key);
+            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
+            let dirty = dirty.iter().copied();
+            dirty.filter(|&key| self.is_uncovered(key)).collect()
+        } else {
+            self.covering_handle(group_key).into_iter().collect()
+        };
+        self.visit(group_key, &handles, |this, key| {
+            this.write_out(key, Need::Round(group_key));
+        });
+    }
+
+    /// Makes the round wait for a flush of each of these handles; with none, goes on at once.
+    fn visit(&mut self, group: Key, handles: &[Key], flush: impl Fn(&mut Self, Key)) {
+        let Some(round) = self
+            .groups
+            .get_mut(group)
+            .and_then(|group| group.round.as_mut())
+        else {
+            return;
+        };
+        // Nobody asks for more than 2^32 connections.
+        round.remaining = handles.len() as u32;
+        let start = round.start;
+        for &key in handles {
+            if let Some(member) = self.members.get_mut(key) {
+                member.visited = start;
+            }
+            flush(self, key);
+        }
+        if handles.is_empty() {
+            self.advance_round(group);
+        }
+    }
+
+    /// A handle that the round visits has answered.
+    pub(super) fn round_served(&mut self, key: Key, group: Key, result: Result<(), Errno>) {
+        let gone = self.members.get(key).is_none();
+        let Some(state) = self.groups.get(group) else {
+            return;
+        };
+        if gone && self.path(state) == Path::CoversAll && self.visit_another(group) {
+            return;
+        }
+        let Some(round) = self
+            .groups
+            .get_mut(group)
+            .and_then(|group| group.round.as_mut())
+        else {
+            return;
+        };
+        if let Err(why) = result {
+            round.failed.get_or_insert(why);
+        }
+        round.remaining = round.remaining.saturating_sub(1);
+        if round.remaining == 0 {
+            self.advance_round(group);
+            self.start_rounds(group);
+        }
+    }
+
+    /// A handle whose flush covers all: if possible, that of a connection which waits for it.
+    fn covering_handle(&self, group: Key) -> Option<Key> {
+        let group = self.groups.get(group)?;
+        let waiters = group.round.as_ref().map_or(&[][..], |round| &round.waiters);
+        let waiting = waiters.iter().map(|waiter| waiter.member);
+        let members = group.list(List::Members).iter().copied();
+        waiting.chain(members).find(|&key| {
+            self.members
+                .get(key)
+                .is_some_and(|member| member.phase != Phase::Opening && member.backend.flush)
+        })
+    }
+
+    /// The only handle of the round is gone; another one serves as well.
+    fn visit_another(&mut self, group: Key) -> bool {
+        let another = self.covering_handle(group);
+        if let Some(key) = another {
+            self.write_out(key, Need::Round(group));
+        }
+        another.is_some()
+    }
+
+    fn advance_round(&mut self, group_key: Key) {
+        let Some(group) = self.groups.get(group_key) else {
+            return;
+        };
+        let path = self.path(group);
+        let Some(round) = self
+            .groups
+            .get_mut(group_key)
+            .and_then(|group| group.round.as_mut())
+        else {
+            return;
+        };
+        if round.step == Step::WriteOut && path == Path::Emulate {
+            round.step = Step::Invalidate;
+            let start = round.start;
+            self.gate_unused(group_key);
+            let handles = self.to_invalidate(group_key, start);
+            self.visit(group_key, &handles, |this, key| {
+                this.invalidate(key, Need::Round(group_key));
+            });
+        } else {
+            self.finish_round(group_key);
+        }
+    }
+
+    /// The barrier: all that the round has to write out is written out. Which handles may hold
+    /// something from before?
+    fn to_invalidate(&self, group: Key, round_start: Stamp) -> Vec<Key> {
+        let Some(group) = self.groups.get(group) else {
+            return Vec::new();
+        };
+        let everyone = self.config.track_dirty() != TrackDirty::Connection;
+        let list = if everyone {
+            List::Members
+        } else {
+            List::Loaded
+        };
+        let serving = |&key: &Key| {
+            self.members
+                .get(key)
+                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush)
+        };
+        let wanted = |&key: &Key| {
+            let visited = self
+                .members
+                .get(key)
+                .is_some_and(|member| member.visited == round_start);
+            self.is_stale(key) || (everyone && !visited)
+        };
+        let handles = group.list(list).iter().copied();
+        handles.filter(serving).filter(wanted).collect()
+    }
+
+    /// Handles that were opened, but not used yet, need not be flushed while a client waits:
+    /// they are when, and if, their first command comes.
+    pub(super) fn gate_unused(&mut self, group: Key) {
+        let Some(group) = self.groups.get(group) else {
+            return;
+        };
+        if !group.maybe_stale {
+            return;
+        }
+        let loaded = group.list(List::Loaded).iter().copied();
+        let unused: Vec<Key> = loaded
+            .filter(|&key| self.is_unused(key) && self.is_stale(key))
+            .collect();
+        for key in unused {
+            self.close_gate(key);
+        }
+    }
+
+    fn finish_round(&mut self, group_key: Key) {
+        let Some(round) = self
+            .groups
+            .get_mut(group_key)
+            .and_then(|group| group.round.take())
+        else {
+            return;
+        };
+        for waiter in round.waiters {
+            let result = self.verdict(group_key, waiter.member, round.failed);
+            self.reply(waiter.member, waiter.tag, result);
+            self.settle(waiter.member);
+        }
+    }
+
+    /// One thing less for which a leaving connection has to wait.
+    pub(super) fn settle(&mut self, key: Key) {
+        if let Some(member) = self.members.get_mut(key) {
+            member.pending = member.pending.saturating_sub(1);
+        }
+        self.try_release(key);
+    }
+
+    /// What a client's flush is answered, if the backend's answer was this.
+    fn verdict(&mut self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
+        let member = self.members.get_mut(key);
+        let (own, unreported) = member.map_or((None, None), |member| {
+            (member.failed, member.unreported.take())
+        });
+        let Some(group) = self.groups.get_mut(group) else {
+            return failed.map_or(Ok(()), Err);
+        };
+        let lost = group.lost.take();
+        let why = failed.or(group.failed).or(own).or(unreported).or(lost);
+        if why.is_some() {
+            group.failed_reported = true;
+        }
+        why.map_or(Ok(()), Err)
+    }
+
+    /// Data that clients believe written is gone for good.
+    pub(super) fn data_lost(&mut self, group: Key, why: Errno) {
+        let Some(group) = self.groups.get_mut(group) else {
+            return;
+        };
+        if self.config.after_failure() == AfterFailure::Sticky {
+            group.failed.get_or_insert(why);
+            group.failed_reported = false;
+            return;
+        }
+        // No retry brings it back: everybody who may rely on it is told once.
+        let mut told = false;
+        for &key in group.list(List::Members) {
+            if let Some(member) = self.members.get_mut(key)
+                && member.phase == Phase::Serving
+            {
+                member.unreported = Some(why);
+                told = true;
+            }
+        }
+        if !told {
+            group.lost = Some(why);
+        }
+    }
+
+    /// A client's flush concerns its own connection only.
+    fn flush_own(&mut self, group: Key, key: Key, tag: T) -> Decision<T> {
+        let skip = match self.config.track_dirty() {
+            TrackDirty::Off => false,
+            // A clean mark for the group would say nothing about this handle.
+            TrackDirty::Fast | TrackDirty::Connection => {
+                !self.is_uncovered(key) && !self.is_stale(key)
+            }
+        };
+        let can_flush = self
+            .members
+            .get(key)
+            .is_some_and(|member| member.backend.flush);
+        if skip || !can_flush {
+            let result = self.verdict(group, key, None);
+            return Decision::Reply { tag, result };
+        }
+        self.count_pending(key);
+        let wait = self.own.insert(Waiter { member: key, tag });
+        if self.is_stale(key) {
+            // It has to start from now on, or old data would stay.
+            self.flush_later(key, Need::Own(wait));
+        } else {
+            self.write_out(key, Need::Own(wait));
+        }
+        Decision::Wait
+    }
+
+    pub(super) fn own_served(&mut self, wait: Key, result: Result<(), Errno>) {
+        let Some(waiter) = self.own.remove(wait) else {
+            return;
+        };
+        let Some(group) = self.members.get(waiter.member).map(|member| member.group) else {
+            return;
+        };
+        let result = self.verdict(group, waiter.member, result.err());
+        self.reply(waiter.member, waiter.tag, result);
+        self.settle(waiter.member);
+    }
+}

@@ -1,0 +1,99 @@
+//! Places for values that come and go, found again in constant time.
+//!
+//! A key is never valid again once its value was removed, though its place is reused.
+
+use alloc::vec::Vec;
+
+/// Where a value is, and which of the values that were ever there it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key {
+    index: u32,
+    generation: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Place<V> {
+    generation: u32,
+    value: Option<V>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Slab<V> {
+    places: Vec<Place<V>>,
+    free: Vec<u32>,
+}
+
+impl<V> Slab<V> {
+    pub(super) const fn new() -> Self {
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    pub(super) fn insert(&mut self, value: V) -> Key {
+        if let Some(index) = self.free.pop()
+            && let Some(place) = self.places.get_mut(index as usize)
+        {
+            place.value = Some(value);
+            return Key {
+                index,
+                generation: place.generation,
+            };
+        }
+        // 2^32 values at a time do not fit in memory, so that the index never wraps.
+        let index = self.places.len() as u32;
+        self.places.push(Place {
+            generation: 0,
+            value: Some(value),
+        });
+        Key {
+            index,
+            generation: 0,
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<V> {
+        let place = self.places.get_mut(key.index as usize)?;
+        if place.generation != key.generation {
+            return None;
+        }
+        let value = place.value.take()?;
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(key.index);
+        Some(value)
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&V> {
+        let place = self.places.get(key.index as usize)?;
+        if place.generation != key.generation {
+            return None;
+        }
+        place.value.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut V> {
+        let place = self.places.get_mut(key.index as usize)?;
+        if place.generation != key.generation {
+            return None;
+        }
+        place.value.as_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_does_not_find_the_next_value_in_its_place() {
+        let mut slab = Slab::new();
+        let a = slab.insert('a');
+        assert_eq!(slab.remove(a), Some('a'));
+        let b = slab.insert('b');
+        assert_eq!(a.index, b.index);
+        assert_eq!(slab.get(a), None);
+        assert_eq!(slab.remove(a), None);
+        assert_eq!(slab.get(b), Some(&'b'));
+    }
+}
