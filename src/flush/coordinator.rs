@@ -1,12 +1,13 @@
 //! The machine: events in, actions out.
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 
 use super::clock::{Clock, Stamp};
 use super::config::{
     Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel,
 };
-use super::group::{Group, Path};
+use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::order::Range;
 use super::slab::{Key, Slab};
@@ -170,7 +171,10 @@ pub enum Action<C, T> {
 
 #[derive(Debug)]
 pub(super) enum Pending<C, T> {
+    /// Flush a handle; what the flush covers is known when it is taken.
     Flush(Key),
+    /// Tell a client that its flush failed; it knows from when this is taken.
+    FailedFlush(Key, T, Errno),
     Now(Action<C, T>),
 }
 
@@ -555,35 +559,84 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// A backend handle is gone, with all that it had not written out; nothing that it was asked
     /// to do happens any more. If others rely on what is lost, the group's next flushes fail.
+    ///
+    /// What waits on this connection is answered with [`Errno::EIO`], then [`Action::Release`]
+    /// follows; commands that are executing are the caller's to answer.
     pub fn lost(&mut self, conn: Conn) {
-        let Some(member) = self.members.get_mut(conn.0) else {
+        let key = conn.0;
+        let Some(member) = self.members.get_mut(key) else {
             return;
         };
-        let group = member.group;
-        let work = member.work_mut();
-        let mut needs = core::mem::take(&mut work.joined);
-        needs.append(&mut work.next);
-        needs.extend(work.draining.drain(..).map(|(_, need)| need));
-        let result = if self.is_uncovered(conn.0) && self.others_rely_on(group) {
-            self.data_lost(group, Errno::EIO);
-            Err(Errno::EIO)
-        } else {
-            Ok(())
-        };
-        let opening = self
-            .members
-            .get(conn.0)
-            .is_some_and(|member| member.phase == Phase::Opening);
-        if let (Some(member), false) = (self.members.get(conn.0), opening) {
-            let key = member.key.clone();
-            self.actions
-                .push_back(Pending::Now(Action::Release { key }));
+        if member.phase == Phase::Opening {
+            return self.remove(key);
         }
-        self.remove(conn.0);
+        member.phase = Phase::Leaving;
+        let group = member.group;
+        let release = Action::Release {
+            key: member.key.clone(),
+        };
+        let mut result = Ok(());
+        if self.is_uncovered(key) && self.others_rely_on(group) {
+            self.data_lost(group, Errno::EIO);
+            result = Err(Errno::EIO);
+        }
+        let needs = self.abandon(key);
+        self.actions.push_back(Pending::Now(release));
+        self.remove(key);
         for need in needs {
-            self.serve(need, conn.0, result);
+            self.serve(need, key, result);
         }
         self.recheck_order(group);
+    }
+
+    /// Answers everything that waits on a lost connection, and returns who waits for its handle.
+    fn abandon(&mut self, key: Key) -> Vec<Need> {
+        let Some(member) = self.members.get_mut(key) else {
+            return Vec::new();
+        };
+        let group = member.group;
+        let mut waiting: Vec<T> = member
+            .take_held()
+            .into_iter()
+            .map(|held| held.tag)
+            .collect();
+        let needs = member.work_mut().take_needs();
+        if let Some(group) = self.groups.get_mut(group) {
+            let ordered = core::mem::take(&mut group.order_waiting);
+            let (ours, others) = ordered.into_iter().partition(|wait| wait.member == key);
+            group.order_waiting = others;
+            let ours: VecDeque<OrderWait<T>> = ours;
+            waiting.extend(ours.into_iter().map(|wait| wait.tag));
+            let joined = group.round.as_mut().map(|round| &mut round.waiters);
+            for waiters in joined.into_iter().chain([&mut group.waiting]) {
+                let ours = waiters.extract_if(.., |wait| wait.member == key);
+                waiting.extend(ours.map(|wait| wait.tag));
+            }
+        }
+        let fuas = self.fuas.iter().filter(|(_, wait)| wait.member == key);
+        for wait in fuas.map(|(wait, _)| wait).collect::<Vec<_>>() {
+            waiting.extend(self.fuas.remove(wait).map(|wait| wait.tag));
+        }
+        let own = self.own.iter().filter(|(_, wait)| wait.member == key);
+        for wait in own.map(|(wait, _)| wait).collect::<Vec<_>>() {
+            waiting.extend(self.own.remove(wait).map(|wait| wait.tag));
+        }
+        // Commands that were to be executed, but have not been taken, never will be.
+        let actions = core::mem::take(&mut self.actions);
+        for action in actions {
+            match action {
+                Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
+                    waiting.push(tag);
+                }
+                Pending::FailedFlush(member, tag, _) if member == key => waiting.push(tag),
+                Pending::Flush(handle) if handle == key => {}
+                action => self.actions.push_back(action),
+            }
+        }
+        for tag in waiting {
+            self.reply(key, tag, Err(Errno::EIO));
+        }
+        needs
     }
 
     /// Forgets the failures of an export's group, so that flushes can succeed again: for when the
@@ -613,6 +666,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         loop {
             match self.actions.pop_front()? {
                 Pending::Now(action) => return Some(action),
+                Pending::FailedFlush(member, tag, why) => {
+                    self.failure_reported(member);
+                    let key = self.members.get(member).map(|member| member.key.clone());
+                    self.settle(member);
+                    if let Some(key) = key {
+                        let result = Err(why);
+                        return Some(Action::Reply { key, tag, result });
+                    }
+                }
                 Pending::Flush(key) => {
                     if let Some(action) = self.start_flush(key) {
                         return Some(action);

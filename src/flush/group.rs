@@ -114,11 +114,13 @@ pub(super) struct Group<E, T> {
     pub(super) failed: Option<Errno>,
     /// A client has been told of `failed`.
     pub(super) failed_reported: bool,
-    /// Lost data that no member was there to be told about.
+    /// Under the retry policy: data was lost, and no client has been told yet.
     pub(super) lost: Option<Errno>,
     pub(super) round: Option<Round<T>>,
     /// Flushes that the running round does not cover.
     pub(super) waiting: Vec<Waiter<T>>,
+    /// Why these fail, if data was lost that they have to cover.
+    pub(super) waiting_failed: Option<Errno>,
     pub(super) ranges: Ranges,
     pub(super) order_waiting: VecDeque<OrderWait<T>>,
 }
@@ -141,6 +143,7 @@ impl<E, T> Group<E, T> {
             lost: None,
             round: None,
             waiting: Vec::new(),
+            waiting_failed: None,
             ranges: Ranges::default(),
             order_waiting: VecDeque::new(),
         }

@@ -170,6 +170,14 @@ impl<T> Work<T> {
         }
     }
 
+    /// Everybody who waits for a flush, now or later.
+    pub(super) fn take_needs(&mut self) -> Vec<Need> {
+        let mut needs = core::mem::take(&mut self.joined);
+        needs.append(&mut self.next);
+        needs.extend(self.draining.drain(..).map(|(_, need)| need));
+        needs
+    }
+
     /// Commands wait for the gate, but no flush is on its way for them.
     pub(super) fn gate_needs_flush(&self) -> bool {
         let asked = self.joined.iter().chain(&self.next);

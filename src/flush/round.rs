@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::clock::Stamp;
 use super::config::{AfterFailure, TrackDirty};
-use super::coordinator::{Decision, FlushCoordinator};
+use super::coordinator::{Decision, FlushCoordinator, Pending};
 use super::group::{Path, Round, Step, Waiter};
 use super::member::{List, Need, Phase};
 use super::slab::Key;
@@ -25,8 +25,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         let skip = self.config.track_dirty() != TrackDirty::Off;
         if skip && !self.round_runs(group) && !self.needs_round(group, path) {
-            let result = self.verdict(group, key, None);
-            return Decision::Reply { tag, result };
+            return self.answer_now(group, key, tag);
         }
         self.count_pending(key);
         let waiter = Waiter { member: key, tag };
@@ -111,7 +110,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             start: now,
             step: Step::WriteOut,
             remaining: 0,
-            failed: None,
+            failed: group.waiting_failed.take(),
             waiters,
         });
         let path = self.groups.get(group_key).map(|group| self.path(group));
@@ -217,7 +216,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             self.gate_unused(group_key);
             let handles = self.to_invalidate(group_key, start);
             self.visit(group_key, &handles, |this, key| {
-                this.invalidate(key, Need::Round(group_key));
+                if this.is_stale(key) {
+                    this.invalidate(key, Need::Round(group_key));
+                } else {
+                    this.write_out(key, Need::Round(group_key));
+                }
             });
         } else {
             self.finish_round(group_key);
@@ -279,9 +282,21 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         for waiter in round.waiters {
-            let result = self.verdict(group_key, waiter.member, round.failed);
-            self.reply(waiter.member, waiter.tag, result);
-            self.settle(waiter.member);
+            self.answer_flush(group_key, waiter, round.failed);
+        }
+    }
+
+    /// Answers a flush that had to wait.
+    fn answer_flush(&mut self, group: Key, waiter: Waiter<T>, failed: Option<Errno>) {
+        match self.verdict(group, waiter.member, failed) {
+            Ok(()) => {
+                self.reply(waiter.member, waiter.tag, Ok(()));
+                self.settle(waiter.member);
+            }
+            Err(why) => {
+                self.actions
+                    .push_back(Pending::FailedFlush(waiter.member, waiter.tag, why))
+            }
         }
     }
 
@@ -294,20 +309,37 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// What a client's flush is answered, if the backend's answer was this.
-    fn verdict(&mut self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
-        let member = self.members.get_mut(key);
-        let (own, unreported) = member.map_or((None, None), |member| {
-            (member.failed, member.unreported.take())
-        });
-        let Some(group) = self.groups.get_mut(group) else {
-            return failed.map_or(Ok(()), Err);
+    fn verdict(&self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
+        let member = self.members.get(key);
+        let group = self.groups.get(group);
+        let failed = failed
+            .or(group.and_then(|group| group.failed))
+            .or(member.and_then(|member| member.failed))
+            .or(member.and_then(|member| member.unreported))
+            .or(group.and_then(|group| group.lost));
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// A client is told that a flush failed. Only from now on may its next one succeed: until the
+    /// client has heard of the failure, none of its flushes must.
+    pub(super) fn failure_reported(&mut self, key: Key) {
+        let Some(member) = self.members.get_mut(key) else {
+            return;
         };
-        let lost = group.lost.take();
-        let why = failed.or(group.failed).or(own).or(unreported).or(lost);
-        if why.is_some() {
+        member.unreported = None;
+        if let Some(group) = self.groups.get_mut(member.group) {
+            group.lost = None;
             group.failed_reported = true;
         }
-        why.map_or(Ok(()), Err)
+    }
+
+    /// A flush that needs nothing is answered at once.
+    fn answer_now(&mut self, group: Key, key: Key, tag: T) -> Decision<T> {
+        let result = self.verdict(group, key, None);
+        if result.is_err() {
+            self.failure_reported(key);
+        }
+        Decision::Reply { tag, result }
     }
 
     /// Data that clients believe written is gone for good.
@@ -320,18 +352,19 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             group.failed_reported = false;
             return;
         }
-        // No retry brings it back: everybody who may rely on it is told once.
-        let mut told = false;
-        for &key in group.list(List::Members) {
-            if let Some(member) = self.members.get_mut(key)
-                && member.phase == Phase::Serving
-            {
-                member.unreported = Some(why);
-                told = true;
-            }
+        // No retry brings it back: everybody who may rely on it is told once, and if a newcomer's
+        // flush is the first to come, then the newcomer too.
+        group.lost = Some(why);
+        if let Some(round) = &mut group.round {
+            round.failed.get_or_insert(why);
         }
-        if !told {
-            group.lost = Some(why);
+        if !group.waiting.is_empty() {
+            group.waiting_failed = Some(why);
+        }
+        for &key in group.list(List::Members) {
+            if let Some(member) = self.members.get_mut(key) {
+                member.unreported = Some(why);
+            }
         }
     }
 
@@ -349,8 +382,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .get(key)
             .is_some_and(|member| member.backend.flush);
         if skip || !can_flush {
-            let result = self.verdict(group, key, None);
-            return Decision::Reply { tag, result };
+            return self.answer_now(group, key, tag);
         }
         self.count_pending(key);
         let wait = self.own.insert(Waiter { member: key, tag });
@@ -370,8 +402,6 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group) = self.members.get(waiter.member).map(|member| member.group) else {
             return;
         };
-        let result = self.verdict(group, waiter.member, result.err());
-        self.reply(waiter.member, waiter.tag, result);
-        self.settle(waiter.member);
+        self.answer_flush(group, waiter, result.err());
     }
 }

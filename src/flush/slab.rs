@@ -64,6 +64,14 @@ impl<V> Slab<V> {
         Some(value)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &V)> {
+        (0u32..).zip(&self.places).filter_map(|(index, place)| {
+            let generation = place.generation;
+            let value = place.value.as_ref()?;
+            Some((Key { index, generation }, value))
+        })
+    }
+
     pub(super) fn get(&self, key: Key) -> Option<&V> {
         let place = self.places.get(key.index as usize)?;
         if place.generation != key.generation {

@@ -1,0 +1,6 @@
+//! The coordinator against a model of clients and backends.
+
+mod hazards;
+mod promises;
+mod random;
+mod world;

@@ -1,0 +1,161 @@
+//! What is advertised, what is refused, and how many backend flushes are called.
+
+use nbd_proto::flush::{
+    Backend, Config, FlushCoordinator, Mode, OpenError, ThreadModel, TrackDirty,
+};
+
+use crate::world::World;
+
+fn caching() -> Backend {
+    Backend::new().with_flush(true)
+}
+
+fn open(mode: Mode, backend: Backend) -> Result<(bool, bool, bool), OpenError> {
+    let mut world = World::new(Config::new().with_mode(mode), backend);
+    let conn = world.connect(0);
+    let advertised = world.opened(conn)?;
+    Ok((advertised.multi_conn, advertised.flush, advertised.fua))
+}
+
+#[test]
+fn what_is_advertised_follows_from_mode_and_backend() {
+    let plain = caching();
+    let native = caching().with_multi_conn(true).with_fua(true);
+    assert_eq!(open(Mode::Emulate, plain), Ok((true, true, true)));
+    assert_eq!(open(Mode::Auto, plain), Ok((true, true, true)));
+    assert_eq!(open(Mode::Plugin, plain), Ok((false, true, true)));
+    assert_eq!(open(Mode::Disable, plain), Ok((false, true, true)));
+    assert_eq!(open(Mode::Unsafe, plain), Ok((true, true, true)));
+    assert_eq!(open(Mode::Plugin, native), Ok((true, true, true)));
+    assert_eq!(open(Mode::Auto, native), Ok((true, true, true)));
+    assert_eq!(open(Mode::Disable, native), Ok((false, true, true)));
+    let nothing = Backend::new();
+    assert_eq!(open(Mode::Plugin, nothing), Ok((false, false, false)));
+    let read_only = Backend::new().with_read_only(true);
+    assert_eq!(open(Mode::Emulate, read_only), Ok((true, false, false)));
+    let stable = Backend::new().with_caches_nothing(true);
+    assert_eq!(open(Mode::Emulate, stable), Ok((true, true, true)));
+}
+
+#[test]
+fn a_promise_that_cannot_be_kept_is_refused() {
+    let no_flush = Backend::new();
+    let cannot = Err(OpenError::CannotEmulate);
+    assert_eq!(open(Mode::Emulate, no_flush), cannot);
+    assert_eq!(open(Mode::Auto, no_flush), cannot);
+    let liar = no_flush.with_multi_conn(true);
+    let lie = Err(OpenError::MultiConnWithoutFlush);
+    assert_eq!(open(Mode::Plugin, liar), lie);
+    assert_eq!(open(Mode::Auto, liar), lie);
+    assert_eq!(open(Mode::Disable, liar), Ok((false, false, false)));
+}
+
+#[test]
+fn a_writer_cannot_join_readers_that_could_never_see_what_it_writes() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut coordinator: FlushCoordinator<u8, u8, ()> = FlushCoordinator::new(config);
+    let reader = Backend::new().with_read_only(true);
+    let conn = coordinator.connect(0, &0);
+    coordinator.opened(conn, reader).unwrap();
+    let conn = coordinator.connect(1, &0);
+    let refused = coordinator.opened(conn, caching());
+    assert_eq!(refused, Err(OpenError::GroupCannotFlush));
+    assert_eq!(
+        coordinator.opened(conn, caching()),
+        Err(OpenError::NotOpening)
+    );
+    let conn = coordinator.connect(2, &0);
+    coordinator.opened(conn, reader).unwrap();
+}
+
+#[test]
+fn auto_is_disable_where_connections_are_serialized() {
+    let config = Config::new().with_thread_model(ThreadModel::SerializeConnections);
+    let mut world = World::new(config, caching());
+    let conn = world.connect(0);
+    assert!(!world.opened(conn).unwrap().multi_conn);
+}
+
+/// The backend flushes of: c0 writes; c0 flushes; c1 flushes.
+fn flushes_of_write_flush_flush(level: TrackDirty) -> [usize; 2] {
+    let config = Config::new()
+        .with_mode(Mode::Emulate)
+        .with_track_dirty(level);
+    let backend = caching().with_loads_on_open(false);
+    let mut world = World::with_connections(config, backend, 2);
+    world.write(0, 0, 1);
+    world.settle();
+    world.flush(0);
+    world.settle();
+    let first = world.flushes.len();
+    world.flush(1);
+    world.settle();
+    [first, world.flushes.len() - first]
+}
+
+#[test]
+fn tracking_saves_backend_flushes() {
+    assert_eq!(flushes_of_write_flush_flush(TrackDirty::Off), [2, 2]);
+    assert_eq!(flushes_of_write_flush_flush(TrackDirty::Fast), [2, 0]);
+    assert_eq!(flushes_of_write_flush_flush(TrackDirty::Connection), [1, 0]);
+}
+
+#[test]
+fn reads_alone_need_no_flush_and_a_reader_is_invalidated_once() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut world = World::with_connections(config, caching(), 3);
+    world.read(0, 0, 1);
+    world.read(1, 0, 1);
+    world.settle();
+    world.flush(0);
+    world.settle();
+    assert!(world.flushes.is_empty());
+    world.write(1, 0, 1);
+    world.settle();
+    world.flush(1);
+    world.settle();
+    assert_eq!(world.flushes, [1, 0], "written out, then invalidated");
+    for conn in [0, 1, 2, 0] {
+        world.flush(conn);
+        world.settle();
+    }
+    assert_eq!(world.flushes.len(), 2);
+}
+
+#[test]
+fn concurrent_flushes_share_at_most_two_rounds() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut world = World::with_connections(config, caching(), 8);
+    for conn in 0..8 {
+        world.write(conn, conn as u64, 1);
+    }
+    while !world.executing.is_empty() {
+        world.finish(0, Ok(()));
+    }
+    let flushes: Vec<usize> = (0..1000).map(|i| world.flush(i % 8)).collect();
+    world.poll();
+    world.write(0, 0, 1);
+    world.finish(0, Ok(()));
+    let late: Vec<usize> = (0..1000).map(|i| world.flush(i % 8)).collect();
+    world.settle();
+    for flush in flushes.into_iter().chain(late) {
+        assert_eq!(world.reply(flush), Some(Ok(())));
+    }
+    assert_eq!(world.flushes.len(), 9, "eight handles, then one again");
+}
+
+#[test]
+fn a_flush_visits_only_the_connections_that_need_it() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut world = World::with_connections(config, caching(), 200);
+    for (cell, conn) in (0..).zip([3, 70, 150]) {
+        world.write(conn, cell, 1);
+        world.settle();
+    }
+    world.flushes.clear();
+    world.flush(0);
+    world.settle();
+    let mut visited = world.flushes.clone();
+    visited.sort_unstable();
+    assert_eq!(visited, [3, 70, 150]);
+}

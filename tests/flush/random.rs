@@ -1,0 +1,296 @@
+//! Random schedules: whatever clients, backend and caches do, the promise holds, and everybody
+//! is answered.
+
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Mode, TrackDirty};
+use nbd_proto::wire::CommandType;
+
+use crate::world::{CELLS, Fault, Load, World};
+
+/// What happens next. Numbers choose among what is possible, so that any list of steps is a
+/// schedule, and shrinks to one.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Send {
+        conn: usize,
+        kind: CommandType,
+        cell: u64,
+        count: u64,
+        fua: bool,
+        load: Load,
+    },
+    Flush {
+        conn: usize,
+    },
+    Poll,
+    Finish {
+        which: usize,
+        fails: bool,
+    },
+    FinishFlush {
+        which: usize,
+        fault: Option<Fault>,
+    },
+    WriteBack {
+        conn: usize,
+        cell: u64,
+    },
+    Connect,
+    Opened,
+    Disconnect {
+        conn: usize,
+    },
+    Lose {
+        conn: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Freedom {
+    faults: bool,
+    leaving: bool,
+}
+
+fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
+    let load = prop_oneof![
+        2 => Just(Load::Late),
+        2 => Just(Load::Early),
+        1 => Just(Load::Everything),
+    ];
+    let kind = prop_oneof![
+        4 => Just(CommandType::WRITE),
+        4 => Just(CommandType::READ),
+        1 => Just(CommandType::WRITE_ZEROES),
+        1 => Just(CommandType::TRIM),
+        1 => Just(CommandType::CACHE),
+        1 => Just(CommandType::BLOCK_STATUS),
+    ];
+    let send = (
+        any::<usize>(),
+        kind,
+        0..CELLS,
+        1..4u64,
+        prop::bool::weighted(0.15),
+        load,
+    );
+    let send = send.prop_map(|(conn, kind, cell, count, fua, load)| Step::Send {
+        conn,
+        kind,
+        cell,
+        count: count.min(CELLS - cell),
+        fua,
+        load,
+    });
+    let faults = u32::from(freedom.faults);
+    let leaving = u32::from(freedom.leaving);
+    let fault = prop_oneof![
+        12 => Just(None),
+        faults => prop_oneof![Just(Some(Fault::Keep)), Just(Some(Fault::Drop))],
+    ];
+    prop_oneof![
+        12 => send,
+        4 => any::<usize>().prop_map(|conn| Step::Flush { conn }),
+        8 => Just(Step::Poll),
+        10 => (any::<usize>(), prop::bool::weighted(0.05 * f64::from(faults)))
+            .prop_map(|(which, fails)| Step::Finish { which, fails }),
+        8 => (any::<usize>(), fault)
+            .prop_map(|(which, fault)| Step::FinishFlush { which, fault }),
+        2 => (any::<usize>(), 0..CELLS)
+            .prop_map(|(conn, cell)| Step::WriteBack { conn, cell }),
+        leaving => Just(Step::Connect),
+        leaving => Just(Step::Opened),
+        leaving => any::<usize>().prop_map(|conn| Step::Disconnect { conn }),
+        leaving * faults => any::<usize>().prop_map(|conn| Step::Lose { conn }),
+    ]
+}
+
+fn apply(world: &mut World, step: Step, policy: AfterFailure) {
+    let usable: Vec<usize> = (0..world.connections.len())
+        .filter(|&at| world.connections[at].open && !world.connections[at].leaving)
+        .collect();
+    let pick = |from: &[usize], which: usize| (!from.is_empty()).then(|| from[which % from.len()]);
+    match step {
+        Step::Send {
+            conn,
+            kind,
+            cell,
+            count,
+            fua,
+            load,
+        } => {
+            if let Some(conn) = pick(&usable, conn) {
+                let command = Command::new(kind, cell, count).with_fua(fua);
+                world.send_loading(conn, command, load);
+            }
+        }
+        Step::Flush { conn } => {
+            if let Some(conn) = pick(&usable, conn) {
+                world.flush(conn);
+            }
+        }
+        Step::Poll => {
+            world.poll();
+        }
+        Step::Finish { which, fails } => {
+            if !world.executing.is_empty() {
+                let at = which % world.executing.len();
+                let result = if fails {
+                    Err(nbd_proto::wire::Errno::ENOSPC)
+                } else {
+                    Ok(())
+                };
+                world.finish(at, result);
+            }
+        }
+        Step::FinishFlush { which, fault } => {
+            if !world.flushing.is_empty() {
+                // What retry promises, it promises for backends that keep the data.
+                let fault = fault.map(|fault| match policy {
+                    AfterFailure::Retry => Fault::Keep,
+                    _ => fault,
+                });
+                world.finish_flush(which % world.flushing.len(), fault);
+            }
+        }
+        Step::WriteBack { conn, cell } => {
+            if !world.connections.is_empty() {
+                world.write_back(conn % world.connections.len(), cell);
+            }
+        }
+        Step::Connect => {
+            if world.connections.len() < 6 {
+                world.connect(0);
+            }
+        }
+        Step::Opened => {
+            let opening = (0..world.connections.len())
+                .find(|&at| !world.connections[at].open && !world.connections[at].leaving);
+            if let Some(at) = opening {
+                world.opened(at).expect("the backend suits the mode");
+            }
+        }
+        Step::Disconnect { conn } => {
+            if let Some(conn) = pick(&usable, conn) {
+                world.disconnect(conn);
+            }
+        }
+        Step::Lose { conn } => {
+            if let Some(conn) = pick(&usable, conn) {
+                world.lose(conn);
+            }
+        }
+    }
+}
+
+fn level() -> impl Strategy<Value = TrackDirty> {
+    prop_oneof![
+        3 => Just(TrackDirty::Connection),
+        1 => Just(TrackDirty::Fast),
+        1 => Just(TrackDirty::Off),
+    ]
+}
+
+fn run(config: Config, backend: Backend, setup: (usize, bool, bool), steps: &[Step]) {
+    let (connections, self_coherent, load_on_open) = setup;
+    let backend = backend
+        .with_self_coherent(self_coherent)
+        .with_loads_on_open(load_on_open);
+    let mut world = World::new(config, backend);
+    world.self_coherent = self_coherent;
+    world.load_on_open = load_on_open;
+    for _ in 0..connections {
+        world.open();
+    }
+    for &step in steps {
+        apply(&mut world, step, config.after_failure());
+    }
+    world.settle();
+    let last = (0..world.connections.len())
+        .find(|&at| world.connections[at].open && !world.connections[at].leaving);
+    if let Some(last) = last {
+        world.flush(last);
+        world.settle();
+        for cell in 0..CELLS {
+            world.read(last, cell, 1);
+        }
+        world.settle();
+    }
+    for at in 0..world.connections.len() {
+        if !world.connections[at].leaving {
+            world.disconnect(at);
+        }
+    }
+    world.settle();
+    world.check_all_answered();
+}
+
+fn caching() -> Backend {
+    Backend::new().with_flush(true)
+}
+
+/// The same schedules in every run, unless the environment asks for others (`PROPTEST_CASES`,
+/// `PROPTEST_RNG_SEED`).
+fn config() -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    config.failure_persistence = None;
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 1500;
+    }
+    if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
+        config.rng_seed = RngSeed::Fixed(0x6e62_6470);
+    }
+    config
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// No failures, nobody leaves: the plain promise.
+    #[test]
+    fn the_promise_holds(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        steps in prop::collection::vec(step(Freedom { faults: false, leaving: false }), 1..120),
+    ) {
+        let config = Config::new().with_mode(Mode::Emulate).with_track_dirty(level);
+        run(config, caching(), setup, &steps);
+    }
+
+    /// Connections come and go.
+    #[test]
+    fn the_promise_holds_while_connections_come_and_go(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        steps in prop::collection::vec(step(Freedom { faults: false, leaving: true }), 1..120),
+    ) {
+        let config = Config::new().with_track_dirty(level);
+        run(config, caching(), setup, &steps);
+    }
+
+    /// Flushes and commands fail, handles are lost.
+    #[test]
+    fn the_promise_holds_when_things_fail(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        retry in any::<bool>(),
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
+        let config = Config::new().with_track_dirty(level).with_after_failure(policy);
+        run(config, caching(), setup, &steps);
+    }
+
+    /// As few ranges as possible are remembered.
+    #[test]
+    fn the_promise_holds_with_merged_ranges(
+        setup in (2..4usize, any::<bool>(), any::<bool>()),
+        max_ranges in 1..4u32,
+        granule in 1..4u32,
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let config = Config::new().with_max_ranges(max_ranges).with_granule(granule);
+        run(config, caching(), setup, &steps);
+    }
+}

@@ -1,0 +1,614 @@
+//! A model of everything around a coordinator: clients that obey the protocol, and backend
+//! handles with a write-back cache each that use every freedom the contract leaves them.
+//!
+//! Each byte of the image is a cell that holds the number of the command which wrote it. The
+//! promise of the coordinator is checked after every step.
+
+use std::collections::BTreeMap;
+
+use nbd_proto::flush::{
+    Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId, Op,
+    OpenError,
+};
+use nbd_proto::wire::{CommandType, Errno};
+
+/// Cells of the image.
+pub(crate) const CELLS: u64 = 8;
+
+/// The number of a command; what a write leaves in its cells. 0 is what was there at first.
+pub(crate) type Id = usize;
+
+/// When something happened, in steps of the model.
+type Time = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The flush fails, the cache keeps everything.
+    Keep,
+    /// The flush fails, what was to be written is gone.
+    Drop,
+}
+
+/// What a handle does while it executes a command, beyond the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Nothing but the cells asked for, when the command ends.
+    Late,
+    /// Fetches the cells asked for when the command starts, and caches them when it ends.
+    Early,
+    /// As `Early`, but the whole image.
+    Everything,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Cell {
+    id: Id,
+    dirty: bool,
+}
+
+/// A backend handle: a write-back cache over the store.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Handle {
+    cache: BTreeMap<u64, Cell>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Executing {
+    pub(crate) op: Op,
+    pub(crate) id: Id,
+    fetched: BTreeMap<u64, Id>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Flushing {
+    pub(crate) conn: usize,
+    pub(crate) flush: FlushId,
+    /// What was cached when it started.
+    before: BTreeMap<u64, Cell>,
+}
+
+/// A command of a client.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) conn: usize,
+    pub(crate) command: Command,
+    pub(crate) invoked: Time,
+    pub(crate) reply: Option<(Time, Result<(), Errno>)>,
+    /// What a read returned, by cell.
+    pub(crate) data: BTreeMap<u64, Id>,
+    /// The commands that every cell must not be older than, as of the invocation.
+    floor: BTreeMap<u64, Vec<Id>>,
+    /// For a flush: the modifications that had been answered when it arrived.
+    covers: Vec<Id>,
+    /// Its connection was gone before it was answered.
+    pub(crate) abandoned: bool,
+}
+
+pub(crate) struct Connection {
+    pub(crate) conn: Conn,
+    pub(crate) open: bool,
+    pub(crate) leaving: bool,
+    pub(crate) released: bool,
+    pub(crate) handle: Option<Handle>,
+    /// Its handle was closed with something that was not written out.
+    dropped: bool,
+    /// A client was told of that; no retry brings it back, and no later flush answers for it.
+    reported: bool,
+    pub(crate) advertised: Option<Advertised>,
+}
+
+/// The model. Steps are taken by its methods, in any order that a caller likes.
+pub(crate) struct World {
+    pub(crate) coordinator: FlushCoordinator<usize, u8, Id>,
+    pub(crate) backend: Backend,
+    pub(crate) store: Vec<Id>,
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) sent: Vec<Sent>,
+    pub(crate) executing: Vec<Executing>,
+    pub(crate) flushing: Vec<Flushing>,
+    /// Every backend flush that was started, by connection.
+    pub(crate) flushes: Vec<usize>,
+    /// The commands that each cell must not be older than.
+    floor: BTreeMap<u64, Vec<Id>>,
+    now: Time,
+    failure_reported: bool,
+    /// Earlier commands are not promised any more.
+    forgiven: Id,
+    /// How commands load that start by themselves in `settle`.
+    pub(crate) load: Load,
+    /// Whether a handle forgets what its commands in flight have fetched before a flush.
+    pub(crate) self_coherent: bool,
+    /// Whether opening a handle fills its cache.
+    pub(crate) load_on_open: bool,
+    /// Modes without a promise across connections are only checked for answers.
+    pub(crate) promises: bool,
+}
+
+impl World {
+    pub(crate) fn new(config: Config, backend: Backend) -> Self {
+        Self {
+            coordinator: FlushCoordinator::new(config),
+            backend,
+            store: vec![0; CELLS as usize],
+            connections: Vec::new(),
+            sent: vec![Sent {
+                conn: usize::MAX,
+                command: Command::new(CommandType::WRITE, 0, CELLS),
+                invoked: 0,
+                reply: Some((0, Ok(()))),
+                data: BTreeMap::new(),
+                floor: BTreeMap::new(),
+                covers: Vec::new(),
+                abandoned: false,
+            }],
+            executing: Vec::new(),
+            flushing: Vec::new(),
+            flushes: Vec::new(),
+            floor: BTreeMap::new(),
+            now: 1,
+            failure_reported: false,
+            forgiven: 0,
+            load: Load::Late,
+            self_coherent: false,
+            load_on_open: false,
+            promises: true,
+        }
+    }
+
+    /// A world with that many open connections.
+    pub(crate) fn with_connections(config: Config, backend: Backend, count: usize) -> Self {
+        let mut world = Self::new(config, backend);
+        for _ in 0..count {
+            world.open();
+        }
+        world
+    }
+
+    fn tick(&mut self) -> Time {
+        self.now += 1;
+        self.now
+    }
+
+    // Connections
+
+    pub(crate) fn connect(&mut self, export: u8) -> usize {
+        // Whether the group is empty before the newcomer is not to depend on what was polled.
+        self.poll();
+        let index = self.connections.len();
+        let conn = self.coordinator.connect(index, &export);
+        let mut handle = Handle::default();
+        if self.load_on_open {
+            for (cell, &id) in (0..).zip(&self.store) {
+                handle.cache.insert(cell, Cell { id, dirty: false });
+            }
+        }
+        self.connections.push(Connection {
+            conn,
+            open: false,
+            leaving: false,
+            released: false,
+            handle: Some(handle),
+            dropped: false,
+            reported: false,
+            advertised: None,
+        });
+        index
+    }
+
+    pub(crate) fn opened(&mut self, index: usize) -> Result<Advertised, OpenError> {
+        let connection = &mut self.connections[index];
+        let result = self.coordinator.opened(connection.conn, self.backend);
+        connection.open = result.is_ok();
+        connection.advertised = result.ok();
+        self.check();
+        result
+    }
+
+    pub(crate) fn open(&mut self) -> usize {
+        let index = self.connect(0);
+        self.opened(index).expect("the backend suits the mode");
+        index
+    }
+
+    pub(crate) fn disconnect(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        connection.leaving = true;
+        let opening = !connection.open;
+        self.coordinator.disconnect(connection.conn);
+        if opening {
+            connection.released = true;
+            connection.handle = None;
+        }
+    }
+
+    pub(crate) fn lose(&mut self, index: usize) {
+        let conn = self.connections[index].conn;
+        self.connections[index].leaving = true;
+        self.close(index);
+        self.executing.retain(|it| it.op.conn() != conn);
+        self.flushing.retain(|it| it.conn != index);
+        self.coordinator.lost(conn);
+        self.poll();
+        // What was executing is the caller's to answer.
+        self.abandon(index);
+    }
+
+    fn abandon(&mut self, index: usize) {
+        for sent in &mut self.sent {
+            if sent.conn == index && sent.reply.is_none() {
+                sent.abandoned = true;
+            }
+        }
+    }
+
+    /// The handle is closed, and drops what it has cached.
+    fn close(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        if let Some(handle) = connection.handle.take() {
+            connection.dropped |= handle.cache.values().any(|cell| cell.dirty);
+        }
+    }
+
+    // Clients
+
+    pub(crate) fn send(&mut self, index: usize, command: Command) -> Id {
+        self.send_loading(index, command, self.load)
+    }
+
+    /// Sends a command that, if it executes at once, loads like this.
+    pub(crate) fn send_loading(&mut self, index: usize, command: Command, load: Load) -> Id {
+        let id = self.sent.len();
+        let invoked = self.tick();
+        let covers = if command.kind == CommandType::FLUSH {
+            self.answered_modifications()
+        } else {
+            Vec::new()
+        };
+        self.sent.push(Sent {
+            conn: index,
+            command,
+            invoked,
+            reply: None,
+            data: BTreeMap::new(),
+            floor: self.floor.clone(),
+            covers,
+            abandoned: false,
+        });
+        let conn = self.connections[index].conn;
+        let decision = self.coordinator.command(conn, command, id);
+        self.decide(decision, load);
+        self.check();
+        id
+    }
+
+    pub(crate) fn write(&mut self, index: usize, cell: u64, count: u64) -> Id {
+        self.send(index, Command::new(CommandType::WRITE, cell, count))
+    }
+
+    pub(crate) fn write_fua(&mut self, index: usize, cell: u64, count: u64) -> Id {
+        let command = Command::new(CommandType::WRITE, cell, count).with_fua(true);
+        self.send(index, command)
+    }
+
+    pub(crate) fn read(&mut self, index: usize, cell: u64, count: u64) -> Id {
+        self.send(index, Command::new(CommandType::READ, cell, count))
+    }
+
+    pub(crate) fn flush(&mut self, index: usize) -> Id {
+        self.send(index, Command::FLUSH)
+    }
+
+    /// A sticky failure ends with the last connection, once a client was told of it: from then on
+    /// nobody is promised what was written before.
+    fn forgive_if_empty(&mut self) {
+        if self.failure_reported && self.connections.iter().all(|it| it.released) {
+            self.forgive();
+        }
+    }
+
+    /// Whoever was told of a failure does not rely on what was written before.
+    pub(crate) fn forgive(&mut self) {
+        self.forgiven = self.sent.len();
+        self.failure_reported = false;
+    }
+
+    fn answered_modifications(&self) -> Vec<Id> {
+        let modifications = self.sent.iter().enumerate().skip(self.forgiven.max(1));
+        modifications
+            .filter(|(_, sent)| sent.command.kind.is_modification())
+            .filter(|(_, sent)| matches!(sent.reply, Some((_, Ok(())))))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    pub(crate) fn reply(&self, id: Id) -> Option<Result<(), Errno>> {
+        self.sent[id].reply.map(|(_, result)| result)
+    }
+
+    /// What a read of one cell returned.
+    pub(crate) fn value(&self, id: Id) -> Id {
+        *self.sent[id].data.values().next().expect("the read ended")
+    }
+
+    fn decide(&mut self, decision: Decision<Id>, load: Load) {
+        match decision {
+            Decision::Execute { op, tag } => self.start(op, tag, load),
+            Decision::Reply { tag, result } => self.answer(tag, result),
+            Decision::Wait => {}
+            Decision::Closed { tag } => self.sent[tag].abandoned = true,
+            other => panic!("unknown decision {other:?}"),
+        }
+    }
+
+    fn answer(&mut self, id: Id, result: Result<(), Errno>) {
+        let now = self.tick();
+        let sent = &mut self.sent[id];
+        assert!(sent.reply.is_none(), "command {id} was answered twice");
+        assert!(
+            !self.connections[sent.conn].released,
+            "command {id} was answered after its connection was released"
+        );
+        sent.reply = Some((now, result));
+        if result.is_err() {
+            if sent.command.kind == CommandType::FLUSH {
+                self.failure_reported = true;
+                for connection in &mut self.connections {
+                    connection.reported |= connection.dropped;
+                }
+            }
+            return;
+        }
+        let command = sent.command;
+        match command.kind {
+            CommandType::FLUSH => {
+                for covered in self.sent[id].covers.clone() {
+                    if !self.connections[self.sent[covered].conn].reported {
+                        self.raise_floor(covered);
+                    }
+                }
+            }
+            CommandType::READ => self.check_read(id),
+            kind if kind.is_modification() && command.fua => self.raise_floor(id),
+            _ => {}
+        }
+    }
+
+    // The promise
+
+    /// From now on nothing older than this command may be seen, nor left after a crash.
+    fn raise_floor(&mut self, id: Id) {
+        let Command { offset, length, .. } = self.sent[id].command;
+        for cell in offset..offset + length {
+            let floor = self.floor.entry(cell).or_default();
+            if !floor.contains(&id) {
+                floor.push(id);
+            }
+        }
+    }
+
+    /// Whether a value was certainly overwritten by one of these commands: it had been answered
+    /// before that one was sent.
+    fn is_older(&self, value: Id, floor: &[Id]) -> bool {
+        let answered = match self.sent[value].reply {
+            Some((time, Ok(()))) => time,
+            // A write that failed, or is not answered, may take effect at any time.
+            _ => return false,
+        };
+        let mut floor = floor.iter();
+        floor.any(|&id| id != value && answered < self.sent[id].invoked)
+    }
+
+    fn check_read(&self, id: Id) {
+        if !self.promises {
+            return;
+        }
+        let sent = &self.sent[id];
+        for (cell, &value) in &sent.data {
+            let floor = sent.floor.get(cell).map_or(&[][..], Vec::as_slice);
+            assert!(
+                !self.is_older(value, floor),
+                "stale: read {id} on connection {} found {value} in cell {cell}, not {floor:?}",
+                sent.conn
+            );
+        }
+    }
+
+    /// Would a crash now lose anything that was promised?
+    pub(crate) fn check(&self) {
+        if !self.promises {
+            return;
+        }
+        for (&cell, floor) in &self.floor {
+            let value = self.store[cell as usize];
+            assert!(
+                !self.is_older(value, floor),
+                "lost: cell {cell} holds {value} on permanent storage, not {floor:?}"
+            );
+        }
+    }
+
+    // The backend
+
+    fn start(&mut self, op: Op, id: Id, load: Load) {
+        let Command { offset, length, .. } = self.sent[id].command;
+        let cells = match load {
+            Load::Everything => 0..CELLS,
+            Load::Early | Load::Late => offset..offset + length,
+        };
+        let mut fetched = BTreeMap::new();
+        if load != Load::Late {
+            fetched = cells
+                .map(|cell| (cell, self.store[cell as usize]))
+                .collect();
+        }
+        self.executing.push(Executing { op, id, fetched });
+    }
+
+    /// Finds a command that is being executed.
+    pub(crate) fn executing(&self, id: Id) -> usize {
+        let mut executing = self.executing.iter();
+        executing
+            .position(|it| it.id == id)
+            .expect("the command is executing")
+    }
+
+    /// A command that is being executed takes effect and ends.
+    pub(crate) fn finish(&mut self, at: usize, result: Result<(), Errno>) {
+        let Executing { op, id, fetched } = self.executing.remove(at);
+        let Sent { conn, command, .. } = self.sent[id].clone();
+        let Command { offset, length, .. } = command;
+        let handle = self.connections[conn].handle.as_mut().expect("not closed");
+        for (cell, id) in fetched {
+            let cached = Cell { id, dirty: false };
+            handle.cache.entry(cell).or_insert(cached);
+        }
+        for cell in offset..offset + length {
+            if command.kind.is_modification() {
+                handle.cache.insert(cell, Cell { id, dirty: true });
+                if op.fua() && result.is_ok() {
+                    self.store[cell as usize] = id;
+                    handle.cache.insert(cell, Cell { id, dirty: false });
+                }
+            } else {
+                let stored = self.store[cell as usize];
+                let cached = Cell {
+                    id: stored,
+                    dirty: false,
+                };
+                let cached = handle.cache.entry(cell).or_insert(cached);
+                self.sent[id].data.insert(cell, cached.id);
+            }
+        }
+        let decision = self.coordinator.complete(op, id, result);
+        self.decide(decision, Load::Late);
+        self.check();
+    }
+
+    /// Takes whatever the coordinator wants done; commands start, flushes start.
+    pub(crate) fn poll(&mut self) -> bool {
+        let mut any = false;
+        while let Some(action) = self.coordinator.poll() {
+            any = true;
+            match action {
+                Action::Execute { op, tag, .. } => self.start(op, tag, self.load),
+                Action::Flush { key, flush } => {
+                    let handle = self.connections[key].handle.as_ref();
+                    let before = handle.expect("not closed").cache.clone();
+                    self.flushes.push(key);
+                    self.flushing.push(Flushing {
+                        conn: key,
+                        flush,
+                        before,
+                    });
+                }
+                Action::Reply { tag, result, .. } => self.answer(tag, result),
+                Action::Release { key } => {
+                    assert!(!self.connections[key].released, "released twice");
+                    self.connections[key].released = true;
+                    self.close(key);
+                    self.forgive_if_empty();
+                }
+                other => panic!("unknown action {other:?}"),
+            }
+            self.check();
+        }
+        any
+    }
+
+    /// Finds the running flush of a connection's handle.
+    pub(crate) fn flushing(&self, index: usize) -> usize {
+        let mut flushing = self.flushing.iter();
+        flushing
+            .position(|it| it.conn == index)
+            .expect("the handle is being flushed")
+    }
+
+    pub(crate) fn is_flushing(&self, index: usize) -> bool {
+        self.flushing.iter().any(|it| it.conn == index)
+    }
+
+    /// A backend flush ends. Whatever was put in the cache while it ran stays there.
+    pub(crate) fn finish_flush(&mut self, at: usize, fault: Option<Fault>) {
+        let Flushing {
+            conn,
+            flush,
+            before,
+        } = self.flushing.remove(at);
+        let handle = self.connections[conn].handle.as_mut().expect("not closed");
+        if fault != Some(Fault::Keep) {
+            for (cell, old) in before {
+                if old.dirty && fault.is_none() {
+                    self.store[cell as usize] = old.id;
+                }
+                if handle.cache.get(&cell).is_some_and(|it| it.id == old.id) {
+                    handle.cache.remove(&cell);
+                }
+            }
+        }
+        if self.self_coherent {
+            let conn = self.connections[conn].conn;
+            for executing in &mut self.executing {
+                if executing.op.conn() == conn {
+                    executing.fetched.clear();
+                }
+            }
+        }
+        if fault.is_some() && self.connections[conn].leaving {
+            // It may be its last chance.
+            self.connections[conn].dropped = true;
+        }
+        let result = fault.map_or(Ok(()), |_| Err(Errno::EIO));
+        self.coordinator.flushed(flush, result);
+        self.check();
+    }
+
+    /// The cache writes a dirty cell back before anybody asks for it.
+    pub(crate) fn write_back(&mut self, index: usize, cell: u64) {
+        let Some(handle) = &mut self.connections[index].handle else {
+            return;
+        };
+        if self.flushing.iter().any(|it| it.conn == index) {
+            return;
+        }
+        if let Some(cached) = handle.cache.get_mut(&cell)
+            && cached.dirty
+        {
+            cached.dirty = false;
+            self.store[cell as usize] = cached.id;
+        }
+        self.check();
+    }
+
+    /// The backend does all that it was asked to, until nothing is left to do.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..10_000 {
+            self.poll();
+            if !self.executing.is_empty() {
+                self.finish(0, Ok(()));
+            } else if !self.flushing.is_empty() {
+                self.finish_flush(0, None);
+            } else if !self.poll() {
+                return;
+            }
+        }
+        panic!("the coordinator does not come to rest");
+    }
+
+    /// Rule 11: what the backend has answered leaves no client waiting.
+    pub(crate) fn check_all_answered(&self) {
+        for (id, sent) in self.sent.iter().enumerate() {
+            assert!(
+                sent.reply.is_some() || sent.abandoned,
+                "command {id} on connection {} was never answered: {:?}",
+                sent.conn,
+                sent.command
+            );
+        }
+        for (index, connection) in self.connections.iter().enumerate() {
+            assert!(
+                !connection.leaving || connection.released,
+                "connection {index} was never released"
+            );
+        }
+    }
+}
