@@ -151,9 +151,7 @@ impl Handle for CachedHandle {
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> io::Result<()> {
         self.check_writable()?;
         buffer_within(self.size, offset, data)?;
-        // In pieces that fit under the limit beside what must stay.
-        let piece = (self.limit / 4 / BLOCK * BLOCK).min(PIECE);
-        for part in parts(offset, data.len(), piece) {
+        for part in parts(offset, data.len(), self.modest_piece()) {
             let at = offset + part.range.start as u64;
             let data = &data[part.range];
             let mut state = self.state.lock();
@@ -234,6 +232,11 @@ impl CachedHandle {
     /// Bytes of memory held.
     pub(super) fn held(&self) -> usize {
         self.state.lock().contents.cost()
+    }
+
+    /// In bytes: what fits under the limit beside what must stay.
+    fn modest_piece(&self) -> usize {
+        (self.limit / 4 / BLOCK * BLOCK).min(PIECE)
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -346,7 +349,7 @@ impl CachedHandle {
                 state.contents.drop_clean();
                 break;
             };
-            let run = clip(run);
+            let run = clip(run, self.modest_piece());
             if !run.value.written {
                 self.write_run(&state.contents, run)?;
             }
@@ -385,7 +388,7 @@ impl CachedHandle {
             let Some(run) = state.contents.next_unwritten(range.clone()) else {
                 return Ok(());
             };
-            let run = clip(run);
+            let run = clip(run, PIECE);
             self.write_run(&state.contents, run)?;
             state.contents.mark_written(run);
             range.start = run.end;
@@ -416,10 +419,10 @@ impl CachedHandle {
 }
 
 /// The first part of a run, short enough to be written while others wait.
-fn clip(run: Run<Dirty>) -> Run<Dirty> {
+fn clip(run: Run<Dirty>, most_bytes: usize) -> Run<Dirty> {
     let length = run.end - run.start;
     let most = match run.value.new {
-        New::Bytes => PIECE as u64,
+        New::Bytes => most_bytes as u64,
         New::Zero | New::Hole => ZERO_PIECE.max(length / ZERO_PIECES),
     };
     Run {

@@ -73,6 +73,15 @@ impl FileBackend {
     }
 }
 
+#[cfg(test)]
+impl FileBackend {
+    /// This file on a filesystem that can do nothing but read and write.
+    pub(super) fn plain(self) -> Self {
+        self.shared.kernel.refuse_all();
+        self
+    }
+}
+
 /// Whether this is a block device and not a regular file; others cannot be served.
 fn is_device(metadata: &fs::Metadata) -> io::Result<bool> {
     let kind = metadata.file_type();
@@ -139,9 +148,16 @@ impl Handle for Shared {
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> io::Result<()> {
         self.check_writable()?;
         buffer_within(self.size, offset, data)?;
-        self.file
-            .write_all_at(data, offset)
-            .map_err(|error| self.explain("write", offset, error))?;
+        let explain = |error| self.explain("write", offset, error);
+        if fua
+            && self
+                .kernel
+                .write_stable(&self.file, offset, data)
+                .map_err(explain)?
+        {
+            return Ok(());
+        }
+        self.file.write_all_at(data, offset).map_err(explain)?;
         self.sync_if(fua)
     }
 
@@ -264,12 +280,12 @@ impl Shared {
 #[cfg(target_os = "linux")]
 mod kernel {
     use std::fs::File;
-    use std::io::{self, IoSliceMut};
+    use std::io::{self, IoSlice, IoSliceMut};
     use std::num::NonZeroU64;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
-    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
     use crate::backend::{Content, Extent};
 
@@ -279,6 +295,7 @@ mod kernel {
         no_punch_hole: AtomicBool,
         no_zero_range: AtomicBool,
         no_read_cached: AtomicBool,
+        no_write_stable: AtomicBool,
     }
 
     impl Abilities {
@@ -292,6 +309,35 @@ mod kernel {
         pub(super) fn zero_range(&self, file: &File, offset: u64, length: u64) -> io::Result<bool> {
             let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
             try_fallocate(&self.no_zero_range, file, mode, offset, length)
+        }
+
+        /// Writes to permanent storage, and makes nothing else stable: another connection's dirty
+        /// data is not this one's business. `Ok(false)`: not supported, write and sync instead.
+        pub(super) fn write_stable(
+            &self,
+            file: &File,
+            mut offset: u64,
+            mut data: &[u8],
+        ) -> io::Result<bool> {
+            if self.no_write_stable.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            while !data.is_empty() {
+                match pwritev2(file, &[IoSlice::new(data)], offset, ReadWriteFlags::DSYNC) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(done) => {
+                        offset += done as u64;
+                        data = data.get(done..).unwrap_or_default();
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                        self.no_write_stable.store(true, Ordering::Relaxed);
+                        return Ok(false);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(true)
         }
 
         /// Fills `buf` if the page cache has all of it. Errors are left to the read that follows.
@@ -308,6 +354,21 @@ mod kernel {
                     false
                 }
                 Err(_) => false,
+            }
+        }
+    }
+
+    impl Abilities {
+        /// As of a filesystem that can do nothing but read and write.
+        #[cfg(test)]
+        pub(super) fn refuse_all(&self) {
+            for refused in [
+                &self.no_punch_hole,
+                &self.no_zero_range,
+                &self.no_read_cached,
+                &self.no_write_stable,
+            ] {
+                refused.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -419,9 +480,16 @@ mod kernel {
             Ok(false)
         }
 
+        pub(super) fn write_stable(&self, _: &File, _: u64, _: &[u8]) -> io::Result<bool> {
+            Ok(false)
+        }
+
         pub(super) fn read_cached(&self, _: &File, _: u64, _: &mut [u8]) -> bool {
             false
         }
+
+        #[cfg(test)]
+        pub(super) fn refuse_all(&self) {}
     }
 
     pub(super) fn read_ahead(_: &File, _: u64, _: u64) -> io::Result<()> {

@@ -7,7 +7,7 @@ mod model;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -63,7 +63,8 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct Probe {
     memory: Arc<dyn Handle>,
     size: u64,
-    fail_writes: AtomicBool,
+    /// Writes from this offset on fail.
+    fail_writes_from: AtomicU64,
     fail_flushes: AtomicBool,
     /// Offset and length of writes; zeroes too.
     writes: Mutex<Vec<(u64, u64)>>,
@@ -77,7 +78,7 @@ impl Probe {
         Arc::new(Self {
             memory: memory(size).open().expect("open"),
             size,
-            fail_writes: AtomicBool::new(false),
+            fail_writes_from: AtomicU64::new(u64::MAX),
             fail_flushes: AtomicBool::new(false),
             writes: Mutex::default(),
             before_flush: Mutex::default(),
@@ -94,7 +95,7 @@ impl Probe {
     }
 
     fn note(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.fail_writes.load(Ordering::SeqCst) {
+        if offset >= self.fail_writes_from.load(Ordering::SeqCst) {
             return Err(io::Error::other("write fails as told"));
         }
         self.writes.lock().push((offset, length));

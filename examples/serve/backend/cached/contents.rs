@@ -355,9 +355,14 @@ impl Contents {
     /// What was written back is stable: it leaves the cache, but for what was modified since.
     pub(super) fn forget_written(&mut self) {
         let written: Vec<_> = self.dirty.iter().filter(|run| run.value.written).collect();
-        for run in written {
-            self.forget(run.start, run.end);
+        // First all ranges, then the blocks: a block may have many ranges.
+        for run in &written {
+            self.dirty.remove(run.start, run.end);
         }
+        for run in &written {
+            self.unload(run.start, run.end);
+        }
+        self.generation += 1;
     }
 
     /// The bytes of a range that is dirty as [`New::Bytes`], block by block.

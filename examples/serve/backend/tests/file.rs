@@ -101,6 +101,31 @@ fn fast_zeroes_succeed_or_change_nothing() {
 }
 
 #[test]
+fn where_the_kernel_cannot_zero_fast_zeroes_fail_and_others_are_written() {
+    let file = file(&[7; 300_000]);
+    let backend = FileBackend::open(file.path(), false).expect("open").plain();
+    let handle = backend.open().expect("open");
+    for may_trim in [false, true] {
+        let mut how = Zeroing {
+            may_trim,
+            fast_only: true,
+            fua: true,
+        };
+        let error = handle.write_zeroes(0, 1000, how).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        handle.trim(0, 1000, true).expect("a trim may do nothing");
+        assert_eq!(read(&*handle, 0, 1000), [7; 1000]);
+        how.fast_only = false;
+        // More than is written at once, and not aligned.
+        handle.write_zeroes(1001, 290_000, how).expect("zero");
+        assert_eq!(read(&*handle, 1001, 290_000), vec![0; 290_000]);
+        assert_eq!(read(&*handle, 1000, 1), [7]);
+        assert_eq!(read(&*handle, 291_001, 1), [7]);
+        handle.write(1001, &[7; 290_000], true).expect("write");
+    }
+}
+
+#[test]
 fn data_in_the_page_cache_is_read_at_once_where_the_kernel_can() {
     let file = file(&[3; 4096]);
     let backend = FileBackend::open(file.path(), false).expect("open");

@@ -191,6 +191,13 @@ proptest! {
     }
 
     #[test]
+    fn a_file_that_can_only_be_read_and_written_equals_an_array(ops in ops()) {
+        let (file, backend) = file();
+        let model = run(&(*backend).clone().plain(), ops)?;
+        prop_assert!(std::fs::read(file.path()).expect("read the file") == model);
+    }
+
+    #[test]
     fn a_cache_over_memory_equals_an_array(ops in ops()) {
         let lower = memory(SIZE as u64);
         let model = run(&CachedBackend::new(lower.clone(), LARGE), ops)?;
