@@ -68,7 +68,8 @@ struct Probe {
     fail_flushes: AtomicBool,
     /// Offset and length of writes; zeroes too.
     writes: Mutex<Vec<(u64, u64)>>,
-    before_flush: Mutex<Option<Hook>>,
+    /// After it is decided whether the flush fails, before it returns.
+    during_flush: Mutex<Option<Hook>>,
     /// After the data was taken from the memory, before it is returned.
     after_read: Mutex<Option<Hook>>,
 }
@@ -81,7 +82,7 @@ impl Probe {
             fail_writes_from: AtomicU64::new(u64::MAX),
             fail_flushes: AtomicBool::new(false),
             writes: Mutex::default(),
-            before_flush: Mutex::default(),
+            during_flush: Mutex::default(),
             after_read: Mutex::default(),
         })
     }
@@ -151,8 +152,9 @@ impl Handle for ProbeHandle {
     }
 
     fn flush(&self) -> io::Result<()> {
-        Probe::run(&self.0.before_flush);
-        if self.0.fail_flushes.load(Ordering::SeqCst) {
+        let fails = self.0.fail_flushes.load(Ordering::SeqCst);
+        Probe::run(&self.0.during_flush);
+        if fails {
             return Err(io::Error::other("flush fails as told"));
         }
         Ok(())

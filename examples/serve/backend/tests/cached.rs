@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
 
 use proptest::prelude::RngCore;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -119,7 +121,7 @@ fn what_is_written_while_a_flush_runs_stays_dirty() {
     let (probe, handle) = over_probe(LIMIT);
     handle.write(0, &[1; 8192], false).expect("write");
     let writer = handle.clone();
-    *probe.before_flush.lock() = Some(Box::new(move || {
+    *probe.during_flush.lock() = Some(Box::new(move || {
         // All was written back, but is not stable yet. Part of it changes now.
         writer.write(100, b"during", false).expect("write");
         writer.write(40_000, b"elsewhere", false).expect("write");
@@ -219,6 +221,25 @@ fn after_a_failed_flush_below_all_is_written_again() {
 }
 
 #[test]
+fn a_second_flush_does_not_rely_on_what_a_failing_first_one_wrote() {
+    let (probe, handle) = over_probe(LIMIT);
+    handle.write(0, b"data", false).expect("write");
+    probe.fail_flushes.store(true, Ordering::SeqCst);
+    let (done, is_done) = mpsc::channel();
+    let (second, below) = (handle.clone(), probe.clone());
+    *probe.during_flush.lock() = Some(Box::new(move || {
+        // The first has lost the data, but does not know yet. The second gets time to go wrong.
+        below.fail_flushes.store(false, Ordering::SeqCst);
+        thread::spawn(move || done.send(second.flush().is_ok()));
+        thread::sleep(Duration::from_millis(30));
+    }));
+    assert!(handle.flush().is_err());
+    let second = is_done.recv_timeout(Duration::from_secs(30));
+    assert_eq!(second, Ok(true));
+    assert_eq!(*probe.writes.lock(), [(0, 4), (0, 4)]);
+}
+
+#[test]
 fn no_flush_succeeds_after_data_written_back_early_may_have_been_lost() {
     let (probe, handle) = over_probe(SMALL);
     handle.write(0, &[1; 4 * SMALL], false).expect("write");
@@ -238,6 +259,34 @@ fn no_flush_succeeds_after_data_written_back_early_may_have_been_lost() {
     probe.fail_flushes.store(false, Ordering::SeqCst);
     let error = handle.flush().unwrap_err();
     assert!(error.to_string().contains("lost"), "{error}");
+}
+
+#[test]
+fn data_written_back_early_during_a_failing_flush_counts_as_lost_too() {
+    let (probe, handle) = over_probe(SMALL);
+    handle.write(0, b"data", false).expect("write");
+    probe.fail_flushes.store(true, Ordering::SeqCst);
+    let (writer, below) = (handle.clone(), probe.clone());
+    *probe.during_flush.lock() = Some(Box::new(move || {
+        writer.write(8192, &[1; 4 * SMALL], false).expect("write");
+        below.fail_flushes.store(false, Ordering::SeqCst);
+    }));
+    assert!(handle.flush().is_err());
+    let error = handle.flush().unwrap_err();
+    assert!(error.to_string().contains("lost"), "{error}");
+}
+
+#[test]
+fn a_block_loaded_across_an_early_write_back_is_not_kept() {
+    let (probe, handle) = over_probe(SMALL);
+    let writer = handle.clone();
+    *probe.after_read.lock() = Some(Box::new(move || {
+        writer.write(0, b"own", false).expect("write");
+        writer.write(4096, &[1; 2 * SMALL], false).expect("write");
+    }));
+    read(&*handle, 0, 3);
+    assert_eq!(read(&*probe.memory, 0, 3), b"own", "written back early");
+    assert_eq!(read(&*handle, 0, 3), b"own");
 }
 
 #[test]
@@ -318,6 +367,7 @@ fn zeroes_of_any_length_are_a_range_until_they_are_flushed() {
     handle.write(12345, b"some", false).expect("write");
     handle.write(huge - 4, b"last", false).expect("write");
     handle.flush().expect("flush");
+    read(&*handle, 0, 65536);
     let how = Zeroing {
         may_trim: true,
         fast_only: true,

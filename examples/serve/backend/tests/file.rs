@@ -5,7 +5,7 @@ use std::io;
 
 use tempfile::NamedTempFile;
 
-use crate::backend::{Backend, FileBackend, Pace, Zeroing};
+use crate::backend::{Backend, Content, Extent, FileBackend, Pace, Zeroing};
 
 use super::{assert_ranges_are_checked, read};
 
@@ -122,6 +122,34 @@ fn where_the_kernel_cannot_zero_fast_zeroes_fail_and_others_are_written() {
         assert_eq!(read(&*handle, 1000, 1), [7]);
         assert_eq!(read(&*handle, 291_001, 1), [7]);
         handle.write(1001, &[7; 290_000], true).expect("write");
+    }
+}
+
+#[test]
+fn holes_are_found_where_the_filesystem_tells() {
+    const MIB: u64 = 1 << 20;
+    let file = file(&[]);
+    file.as_file().set_len(4 * MIB).expect("set its size");
+    let backend = FileBackend::open(file.path(), false).expect("open");
+    let handle = backend.open().expect("open");
+    let data = |length| Extent {
+        length,
+        content: Content::Data,
+    };
+    let hole = |length| Extent {
+        length,
+        content: Content::Hole,
+    };
+    handle.write(MIB, &[1; 1 << 20], false).expect("write");
+    handle.flush().expect("flush");
+    let extents = handle.extents(5, 4 * MIB - 5, 9).expect("extents");
+    // All data is always a true answer, and that of filesystems that do not know.
+    if extents != [data(4 * MIB - 5)] {
+        assert_eq!(extents, [hole(MIB - 5), data(MIB), hole(2 * MIB)]);
+        let first = handle.extents(MIB + 5, MIB, 1).expect("extents");
+        assert_eq!(first, [data(MIB - 5)]);
+        let to_the_end = handle.extents(3 * MIB, MIB, 9).expect("extents");
+        assert_eq!(to_the_end, [hole(MIB)]);
     }
 }
 
