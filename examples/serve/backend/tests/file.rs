@@ -1,0 +1,168 @@
+//! What only files do.
+
+use std::fs;
+use std::io;
+
+use tempfile::NamedTempFile;
+
+use crate::backend::{Backend, Content, Extent, FileBackend, Pace, Zeroing};
+
+use super::{assert_ranges_are_checked, read};
+
+fn file(contents: &[u8]) -> NamedTempFile {
+    let file = NamedTempFile::new().expect("a temporary file");
+    fs::write(file.path(), contents).expect("fill it");
+    file
+}
+
+#[test]
+fn handles_share_one_page_cache() {
+    let file = file(&[0; 4096]);
+    let backend = FileBackend::open(file.path(), false).expect("open");
+    assert!(backend.capabilities().multi_conn);
+    let (a, b) = (backend.open().expect("open"), backend.open().expect("open"));
+    assert_ranges_are_checked(&*a, 4096);
+    a.write(10, b"seen", true).expect("write");
+    assert_eq!(read(&*b, 10, 4), b"seen");
+    assert_eq!(fs::read(file.path()).expect("read").len(), 4096);
+    assert_eq!(a.pace(), Pace::Buffered);
+}
+
+#[test]
+fn a_file_served_read_only_refuses_to_be_modified() {
+    let file = file(b"untouched");
+    let backend = FileBackend::open(file.path(), true).expect("open");
+    assert!(backend.capabilities().read_only);
+    let handle = backend.open().expect("open");
+    for result in [
+        handle.write(0, b"x", false),
+        handle.write_zeroes(0, 1, Zeroing::default()),
+        handle.trim(0, 1, false),
+    ] {
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+    handle.flush().expect("nothing to flush");
+    assert_eq!(read(&*handle, 0, 9), b"untouched");
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_its_path() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let missing = directory.path().join("missing");
+    for (path, kind, words) in [
+        (missing.as_path(), io::ErrorKind::NotFound, "truncate"),
+        (
+            directory.path(),
+            io::ErrorKind::InvalidInput,
+            "regular files",
+        ),
+    ] {
+        let error = FileBackend::open(path, false).map(drop).unwrap_err();
+        assert_eq!(error.kind(), kind);
+        let text = error.to_string();
+        assert!(text.contains(&path.display().to_string()), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_file_that_became_shorter_is_an_error_that_says_so() {
+    let file = file(&[1; 8192]);
+    let backend = FileBackend::open(file.path(), false).expect("open");
+    let handle = backend.open().expect("open");
+    file.as_file().set_len(100).expect("truncate");
+    let error = handle.read(4096, &mut [0; 16]).unwrap_err();
+    assert!(error.to_string().contains("shorter"), "{error}");
+    assert!(!handle.try_read(4096, &mut [0; 16]).expect("try_read"));
+}
+
+#[test]
+fn fast_zeroes_succeed_or_change_nothing() {
+    for may_trim in [false, true] {
+        let file = file(&[7; 65536]);
+        let backend = FileBackend::open(file.path(), false).expect("open");
+        let handle = backend.open().expect("open");
+        let how = Zeroing {
+            may_trim,
+            fast_only: true,
+            fua: true,
+        };
+        let expected = match handle.write_zeroes(4096, 8192, how) {
+            Ok(()) => [0; 8192],
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+                [7; 8192]
+            }
+        };
+        assert_eq!(read(&*handle, 4096, 8192), expected);
+        assert_eq!(read(&*handle, 0, 4096), [7; 4096]);
+        assert_eq!(read(&*handle, 12288, 4096), [7; 4096]);
+    }
+}
+
+#[test]
+fn where_the_kernel_cannot_zero_fast_zeroes_fail_and_others_are_written() {
+    let file = file(&[7; 300_000]);
+    let backend = FileBackend::open(file.path(), false).expect("open").plain();
+    let handle = backend.open().expect("open");
+    for may_trim in [false, true] {
+        let mut how = Zeroing {
+            may_trim,
+            fast_only: true,
+            fua: true,
+        };
+        let error = handle.write_zeroes(0, 1000, how).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        handle.trim(0, 1000, true).expect("a trim may do nothing");
+        assert_eq!(read(&*handle, 0, 1000), [7; 1000]);
+        how.fast_only = false;
+        // More than is written at once, and not aligned.
+        handle.write_zeroes(1001, 290_000, how).expect("zero");
+        assert_eq!(read(&*handle, 1001, 290_000), vec![0; 290_000]);
+        assert_eq!(read(&*handle, 1000, 1), [7]);
+        assert_eq!(read(&*handle, 291_001, 1), [7]);
+        handle.write(1001, &[7; 290_000], true).expect("write");
+    }
+}
+
+#[test]
+fn holes_are_found_where_the_filesystem_tells() {
+    const MIB: u64 = 1 << 20;
+    let file = file(&[]);
+    file.as_file().set_len(4 * MIB).expect("set its size");
+    let backend = FileBackend::open(file.path(), false).expect("open");
+    let handle = backend.open().expect("open");
+    let data = |length| Extent {
+        length,
+        content: Content::Data,
+    };
+    let hole = |length| Extent {
+        length,
+        content: Content::Hole,
+    };
+    handle.write(MIB, &[1; 1 << 20], false).expect("write");
+    handle.flush().expect("flush");
+    let extents = handle.extents(5, 4 * MIB - 5, 9).expect("extents");
+    // All data is always a true answer, and that of filesystems that do not know.
+    if extents != [data(4 * MIB - 5)] {
+        assert_eq!(extents, [hole(MIB - 5), data(MIB), hole(2 * MIB)]);
+        let first = handle.extents(MIB + 5, MIB, 1).expect("extents");
+        assert_eq!(first, [data(MIB - 5)]);
+        let to_the_end = handle.extents(3 * MIB, MIB, 9).expect("extents");
+        assert_eq!(to_the_end, [hole(MIB)]);
+    }
+}
+
+#[test]
+fn data_in_the_page_cache_is_read_at_once_where_the_kernel_can() {
+    let file = file(&[3; 4096]);
+    let backend = FileBackend::open(file.path(), false).expect("open");
+    let handle = backend.open().expect("open");
+    handle.cache(0, 4096).expect("cache");
+    read(&*handle, 0, 4096);
+    let mut buf = [0; 4096];
+    // Not every filesystem offers it; but if so, the data must be right.
+    if handle.try_read(0, &mut buf).expect("try_read") {
+        assert_eq!(buf, [3; 4096]);
+    }
+}
