@@ -164,6 +164,14 @@ impl Iterator for Extents<'_> {
 
 impl ExactSizeIterator for Extents<'_> {}
 
+impl PartialEq for Extents<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.clone().eq(other.clone())
+    }
+}
+
+impl Eq for Extents<'_> {}
+
 /// The payload of a block status chunk of either width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusChunk<'a> {
@@ -397,6 +405,14 @@ impl<'a> ErrorChunk<'a> {
         String::from_utf8_lossy(self.message.get(..end).unwrap_or_default())
     }
 
+    /// The size of the payload that [`encode`](Self::encode) appends, in bytes.
+    #[must_use]
+    pub fn wire_len(&self) -> u32 {
+        let offset = if self.offset.is_some() { 8 } else { 0 };
+        let len = Self::HEAD_LEN + cut_message(self.message).len() + offset;
+        u32::try_from(len).unwrap_or(u32::MAX)
+    }
+
     /// Appends the payload of an `ERROR` chunk, or of an `ERROR_OFFSET` chunk if there is an
     /// offset. The message is cut to [`MAX_ERROR_MESSAGE`] bytes; error 0 goes out as `EINVAL`.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -411,7 +427,7 @@ impl<'a> ErrorChunk<'a> {
 }
 
 /// As much of a message as a string of the protocol can have, without splitting a character.
-pub(crate) fn cut_message(message: &[u8]) -> &[u8] {
+fn cut_message(message: &[u8]) -> &[u8] {
     if message.len() <= MAX_ERROR_MESSAGE {
         return message;
     }
