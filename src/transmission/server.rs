@@ -63,9 +63,8 @@ pub enum Fatal {
     Overread,
 }
 
-/// What a client sent.
+/// What a client sent. There is nothing else that it could send, so this is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum RequestEvent<'b> {
     /// A request; [`RequestDecoder::payload_left`] bytes of payload follow.
     Request(Request),
