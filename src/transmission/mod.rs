@@ -52,6 +52,8 @@ mod coverage;
 mod head;
 mod in_flight;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 pub use answer::{Chunks, IllegalReply, ReplyEncoder};
 pub use check::{Refusal, UnadvertisedCache};
