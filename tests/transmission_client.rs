@@ -687,11 +687,22 @@ fn requests_in_flight_are_bounded_and_their_cookies_distinct() {
 
 #[test]
 fn a_read_whose_reply_would_break_the_limits_is_not_expected() {
-    let mut decoder = decoder(ReplyStyle::Structured, &[]);
+    let mut simple = decoder(ReplyStyle::Simple, &[]);
     assert_eq!(
-        decoder.expect(&Request::read(C, 0, 8193)),
+        simple.expect(&Request::read(C, 0, 8193)),
         Err(Unexpectable::TooLarge { limit: 8192 })
     );
+    // In chunks it can come.
+    let mut chunked = decoder(ReplyStyle::Structured, &[]);
+    assert_eq!(chunked.expect(&Request::read(C, 0, 8193)), Ok(()));
+    let mut decoder = decoder(ReplyStyle::Structured, &[]);
+    let limit = u64::from(Limits::new().max_payload());
+    assert_eq!(
+        decoder.expect(&Request::read(C, 0, limit + 1)),
+        Err(Unexpectable::TooLarge { limit })
+    );
+    let query = Request::block_status(C, 0, 12).with_flags(CommandFlags::PAYLOAD_LEN);
+    assert_eq!(decoder.expect(&query), Err(Unexpectable::NeedsQuery));
     assert_eq!(
         decoder.expect(&Request::trim(C, u64::MAX, 1)),
         Err(Unexpectable::Overflow)

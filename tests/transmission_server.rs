@@ -166,7 +166,9 @@ fn any_command_may_have_payload_in_the_extended_style_and_the_flag_says_so() {
     for kind in (0..10).filter(|&kind| kind != 2) {
         let request = Request::new(kind.into(), C, 0, 16);
         decoder.next(&mut &request.to_extended()[..]).unwrap();
-        assert_eq!(decoder.payload_left(), 0, "{kind}");
+        // A write has payload also without the flag, as qemu's client sends it.
+        assert_eq!(decoder.payload_left() > 0, kind == 1, "{kind}");
+        decoder.payload_read(decoder.payload_left());
         let request = request.with_flags(CommandFlags::PAYLOAD_LEN);
         decoder.next(&mut &request.to_extended()[..]).unwrap();
         assert_eq!(decoder.payload_left(), 16, "{kind}");

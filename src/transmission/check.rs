@@ -197,13 +197,10 @@ impl Session {
             {
                 allowed |= CommandFlags::DF;
             }
-            // "With extended headers, the flag MUST be set for NBD_CMD_WRITE"
-            CommandType::WRITE if extended => {
-                if !request.flags.contains(CommandFlags::PAYLOAD_LEN) {
-                    return Err(Refusal::BadFlags);
-                }
-                allowed |= CommandFlags::PAYLOAD_LEN;
-            }
+            // "With extended headers, the flag MUST be set for NBD_CMD_WRITE". qemu's client does
+            // not set it, and its payload is taken all the same (see `RequestDecoder`); to refuse
+            // would be to refuse all that it writes.
+            CommandType::WRITE if extended => allowed |= CommandFlags::PAYLOAD_LEN,
             CommandType::WRITE_ZEROES => {
                 allowed |= CommandFlags::NO_HOLE;
                 if self.flags().contains(TransmissionFlags::SEND_FAST_ZERO) {

@@ -26,6 +26,9 @@ pub enum Unexpectable {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A block status request whose payload says what it is about.
+    #[error("what a block status request with payload asks for is in its payload")]
+    NeedsQuery,
     /// A range that reaches beyond 2^64.
     #[error("range reaches beyond 2^64")]
     Overflow,

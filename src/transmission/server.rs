@@ -214,12 +214,11 @@ impl RequestDecoder {
             Err(why) => return Err(self.fail(why.into())),
         };
         // proto.md "Request message": in the compact style only a write has payload; in the
-        // extended style the flag says so, for any command.
-        let has_payload = if self.extended {
-            request.flags.contains(CommandFlags::PAYLOAD_LEN)
-        } else {
-            request.kind == CommandType::WRITE
-        };
+        // extended style the flag says so, for any command. But qemu's client (seen in 10.0.2)
+        // leaves the flag out of its writes and sends the payload all the same, so the payload
+        // of a write is there in any case. A write without it would be nothing to execute.
+        let has_payload = request.kind == CommandType::WRITE
+            || (self.extended && request.flags.contains(CommandFlags::PAYLOAD_LEN));
         if request.kind == CommandType::DISC {
             // "A client MUST NOT send anything to the server after": not even a payload.
             self.phase = Phase::Disconnected;

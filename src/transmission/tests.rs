@@ -32,10 +32,9 @@ fn request_stream(session: &Session, requests: &[Request]) -> Vec<u8> {
     let mut wire = vec![];
     for request in requests {
         wire.extend(header(session, request));
-        let has_payload = match session.reply_style() {
-            ReplyStyle::Extended => request.flags.contains(CommandFlags::PAYLOAD_LEN),
-            _ => request.kind == CommandType::WRITE,
-        };
+        let flagged = request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let extended = session.reply_style() == ReplyStyle::Extended;
+        let has_payload = request.kind == CommandType::WRITE || (extended && flagged);
         if has_payload {
             wire.extend((0..request.length.min(1 << 14)).map(content_at));
         }

@@ -8,9 +8,9 @@ use super::{Fatal, Violation};
 use crate::limits::Limits;
 use crate::session::{ReplyStyle, Session};
 use crate::wire::{
-    Chunk, ChunkType, CommandType, Cookie, DataHead, EXTENDED_REPLY_MAGIC, Errno, ErrorChunk,
-    Extent, Extents, Hole, MAX_ERROR_MESSAGE, Request, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
-    SimpleReply, StatusQuery,
+    Chunk, ChunkType, CommandFlags, CommandType, Cookie, DataHead, EXTENDED_REPLY_MAGIC, Errno,
+    ErrorChunk, Extent, Extents, Hole, MAX_ERROR_MESSAGE, Request, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC, SimpleReply, StatusQuery,
 };
 
 /// What a server said.
@@ -96,6 +96,7 @@ pub struct ReplyDecoder {
     style: ReplyStyle,
     contexts: Vec<u32>,
     max_payload: u64,
+    max_read: u64,
     max_drain: u64,
     max_chunks: u32,
     in_flight: InFlight,
@@ -155,6 +156,12 @@ impl ReplyDecoder {
             .block_sizes()
             .max_payload()
             .min(limits.max_payload());
+        // proto.md "Size constraints": with chunks, a read may be larger than the maximum payload.
+        // But where the server need not split it, it must not be larger than our own limit.
+        let max_read = match session.reply_style() {
+            ReplyStyle::Simple => max_payload,
+            ReplyStyle::Structured | ReplyStyle::Extended => limits.max_payload(),
+        };
         Self {
             style: session.reply_style(),
             contexts: session
@@ -163,6 +170,7 @@ impl ReplyDecoder {
                 .map(|context| context.id)
                 .collect(),
             max_payload: max_payload.into(),
+            max_read: max_read.into(),
             max_drain: limits.max_drain().into(),
             max_chunks: limits.max_chunks(),
             in_flight: InFlight::new(capacity),
@@ -180,9 +188,13 @@ impl ReplyDecoder {
     ///
     /// # Errors
     ///
-    /// If its reply cannot be waited for; the request must not be sent then.
+    /// If its reply cannot be waited for; the request must not be sent then. A block status request
+    /// with payload is for [`expect_status`](Self::expect_status).
     pub fn expect(&mut self, request: &Request) -> Result<(), Unexpectable> {
         let owed = match request.kind {
+            CommandType::BLOCK_STATUS if request.flags.contains(CommandFlags::PAYLOAD_LEN) => {
+                return Err(Unexpectable::NeedsQuery);
+            }
             CommandType::BLOCK_STATUS => self.contexts.clone(),
             _ => Vec::new(),
         };
@@ -210,9 +222,9 @@ impl ReplyDecoder {
     ) -> Result<(), Unexpectable> {
         match request.kind {
             CommandType::DISC => return Err(Unexpectable::Disconnect),
-            CommandType::READ if request.length > self.max_payload => {
+            CommandType::READ if request.length > self.max_read => {
                 return Err(Unexpectable::TooLarge {
-                    limit: self.max_payload,
+                    limit: self.max_read,
                 });
             }
             _ => {}
