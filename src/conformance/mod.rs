@@ -3,6 +3,6 @@
 //! With the feature `proptest`, [`strategy`] has strategies for the messages of the protocol:
 //! valid ones, and hostile ones. Nothing here is needed at run time.
 
-#[cfg(feature = "proptest")]
+#[cfg(any(test, feature = "proptest"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "proptest")))]
 pub mod strategy;

@@ -13,15 +13,25 @@
 //! assert_eq!(CommandType(99).name(), None);
 //! ```
 
+mod chunk;
 mod codes;
 pub(crate) mod cursor;
 mod flags;
+mod reply;
+mod request;
 mod string;
 
+pub use chunk::{
+    DataHead, ErrorChunk, Extent, Extents, Hole, IllegalStatus, MAX_ERROR_MESSAGE, StatusChunk,
+};
 pub use codes::{ChunkType, CommandType, Errno, InfoType, OptionCode, ReplyType};
 pub use flags::{
     AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
 };
+pub use reply::{
+    Chunk, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply,
+};
+pub use request::{Cookie, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Request, StatusQuery, TooLong};
 pub(crate) use string::check_string;
 pub use string::{BadString, MAX_STRING, Name};
 

@@ -1,0 +1,840 @@
+//! Replies, as a client reads them.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::super::in_flight::{InFlight, Pending, Unexpectable};
+use super::{Fatal, Violation};
+use crate::limits::Limits;
+use crate::session::{ReplyStyle, Session};
+use crate::wire::{
+    Chunk, ChunkType, CommandFlags, CommandType, Cookie, DataHead, EXTENDED_REPLY_MAGIC, Errno,
+    ErrorChunk, Extent, Extents, Hole, MAX_ERROR_MESSAGE, Request, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC, SimpleReply, StatusQuery,
+};
+
+/// What a server said.
+///
+/// Until [`Finished`](Self::Finished) with success, everything else about the same cookie is
+/// hearsay: the server can still take it back.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ReplyEvent<'b> {
+    /// Some of the data that was asked for, never empty.
+    Data {
+        /// The read.
+        cookie: Cookie,
+        /// Where in the export the data begins, in bytes.
+        offset: u64,
+        /// The data.
+        bytes: &'b [u8],
+    },
+    /// A part of what was asked for that reads as zeroes.
+    Hole {
+        /// The read.
+        cookie: Cookie,
+        /// Where in the export the hole begins, in bytes.
+        offset: u64,
+        /// Its length in bytes, not 0.
+        length: u64,
+    },
+    /// Some of the status that was asked for, never empty. More extents of the same context, if
+    /// there are more, follow where these end.
+    Status {
+        /// The block status request.
+        cookie: Cookie,
+        /// The id of the meta context.
+        context: u32,
+        /// The extents.
+        extents: Extents<'b>,
+    },
+    /// The request will fail; here is why. The end of the reply is yet to come.
+    Error {
+        /// The request.
+        cookie: Cookie,
+        /// The error, as the server sent it.
+        errno: Errno,
+        /// Where in the export it happened; everything that came for other offsets is valid, if
+        /// all errors of the reply have an offset.
+        offset: Option<u64>,
+        /// What the server says about it, for people; may be empty. At most 4096 bytes are kept,
+        /// and what is not UTF-8 is replaced.
+        message: String,
+    },
+    /// The reply is complete; the cookie can be used again.
+    Finished {
+        /// The request.
+        cookie: Cookie,
+        /// How it went. An error that the protocol does not know has become
+        /// [`Errno::EINVAL`].
+        result: Result<(), Errno>,
+    },
+}
+
+/// Data that comes next in the stream: where it belongs, and how much of it is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// The read.
+    pub cookie: Cookie,
+    /// Where in the export the data belongs, in bytes.
+    pub offset: u64,
+    /// How many bytes are left, not 0.
+    pub left: u64,
+}
+
+/// Turns bytes from a server into replies, and checks them against what was asked.
+///
+/// Tell it of every request with [`expect`](Self::expect), before the request is sent. Feed it
+/// with [`next`](Self::next); when it returns `None`, get more bytes. Data need not go through the
+/// input: [`payload`](Self::payload) says what comes next and where it belongs, and
+/// [`payload_read`](Self::payload_read) takes the news that it was read.
+///
+/// After an error, every call returns the same error. Memory is bounded by the number of requests
+/// in flight, and for each of them by [`Limits::max_chunks`]; replies that come in order need none.
+#[derive(Clone, Debug)]
+pub struct ReplyDecoder {
+    style: ReplyStyle,
+    contexts: Vec<u32>,
+    max_payload: u64,
+    max_read: u64,
+    max_drain: u64,
+    max_chunks: u32,
+    in_flight: InFlight,
+    phase: Phase,
+    // The chunk at hand: whose it is, whether it is the last, how much of it is still to come.
+    cookie: Cookie,
+    last: bool,
+    left: u64,
+    // Fixed fields that came in pieces.
+    partial: [u8; Chunk::EXTENDED_LEN],
+    filled: usize,
+    // The error message at hand.
+    message: Vec<u8>,
+}
+
+/// What comes next in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Header,
+    DataHead,
+    Data {
+        at: u64,
+    },
+    Hole,
+    ErrorHead {
+        has_offset: bool,
+    },
+    Message {
+        errno: Errno,
+        left: u64,
+        has_offset: bool,
+    },
+    ErrorOffset {
+        errno: Errno,
+    },
+    ErrorTail,
+    StatusHead,
+    Status {
+        context: u32,
+        before: u64,
+    },
+    End,
+    Failed(Fatal),
+}
+
+enum Step<'b> {
+    Next,
+    NeedInput,
+    Event(ReplyEvent<'b>),
+}
+
+impl ReplyDecoder {
+    /// A decoder for a session with at most `capacity` requests in flight.
+    #[must_use]
+    pub fn new(session: &Session, limits: &Limits, capacity: usize) -> Self {
+        let max_payload = session
+            .block_sizes()
+            .max_payload()
+            .min(limits.max_payload());
+        // proto.md "Size constraints": with chunks, a read may be larger than the maximum payload.
+        // But where the server need not split it, it must not be larger than our own limit.
+        let max_read = match session.reply_style() {
+            ReplyStyle::Simple => max_payload,
+            ReplyStyle::Structured | ReplyStyle::Extended => limits.max_payload(),
+        };
+        Self {
+            style: session.reply_style(),
+            contexts: session
+                .contexts()
+                .iter()
+                .map(|context| context.id)
+                .collect(),
+            max_payload: max_payload.into(),
+            max_read: max_read.into(),
+            max_drain: limits.max_drain().into(),
+            max_chunks: limits.max_chunks(),
+            in_flight: InFlight::new(capacity),
+            phase: Phase::Header,
+            cookie: Cookie(0),
+            last: false,
+            left: 0,
+            partial: [0; Chunk::EXTENDED_LEN],
+            filled: 0,
+            message: Vec::new(),
+        }
+    }
+
+    /// Takes note of a request that is about to be sent.
+    ///
+    /// # Errors
+    ///
+    /// If its reply cannot be waited for; the request must not be sent then. A block status request
+    /// with payload is for [`expect_status`](Self::expect_status).
+    pub fn expect(&mut self, request: &Request) -> Result<(), Unexpectable> {
+        let owed = match request.kind {
+            CommandType::BLOCK_STATUS if request.flags.contains(CommandFlags::PAYLOAD_LEN) => {
+                return Err(Unexpectable::NeedsQuery);
+            }
+            CommandType::BLOCK_STATUS => self.contexts.clone(),
+            _ => Vec::new(),
+        };
+        self.expect_range(request, request.length, owed)
+    }
+
+    /// Takes note of a block status request with payload that is about to be sent.
+    ///
+    /// # Errors
+    ///
+    /// If its reply cannot be waited for; the request must not be sent then.
+    pub fn expect_status(
+        &mut self,
+        request: &Request,
+        query: &StatusQuery<'_>,
+    ) -> Result<(), Unexpectable> {
+        self.expect_range(request, query.effect_length(), query.ids().collect())
+    }
+
+    fn expect_range(
+        &mut self,
+        request: &Request,
+        effect_length: u64,
+        owed: Vec<u32>,
+    ) -> Result<(), Unexpectable> {
+        match request.kind {
+            CommandType::DISC => return Err(Unexpectable::Disconnect),
+            CommandType::READ if request.length > self.max_read => {
+                return Err(Unexpectable::TooLarge {
+                    limit: self.max_read,
+                });
+            }
+            _ => {}
+        }
+        self.in_flight
+            .add(Pending::new(request, effect_length, owed)?)
+    }
+
+    /// How many requests are not answered yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The requests that are not answered yet, in the order of their cookies.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Request> {
+        self.in_flight.iter()
+    }
+
+    /// The most bytes that can be taken before the next decision: what is left of the header or of
+    /// the chunk. 0 after an error, and where [`next`](Self::next) has an event without input.
+    ///
+    /// Reading more is fine, and faster, where what comes after is read by this decoder too.
+    #[must_use]
+    pub fn wants(&self) -> usize {
+        match self.phase {
+            Phase::Header => {
+                let magic = (self.filled >= 4)
+                    .then(|| self.partial.first_chunk())
+                    .flatten();
+                let len = match magic.map(|magic| self.header_len(*magic)) {
+                    Some(Ok(len)) => len,
+                    // Every header is at least as long as the shortest of its style.
+                    _ => match self.style {
+                        ReplyStyle::Simple | ReplyStyle::Structured => SimpleReply::LEN,
+                        ReplyStyle::Extended => Chunk::EXTENDED_LEN,
+                    },
+                };
+                len.saturating_sub(self.filled)
+            }
+            Phase::End | Phase::Failed(_) => 0,
+            _ => usize::try_from(self.left).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Takes what comes next from the input and advances it past what was taken. `None` if more
+    /// input is needed.
+    ///
+    /// # Errors
+    ///
+    /// If the server broke a rule and has to be hung up on.
+    pub fn next<'b>(&mut self, input: &mut &'b [u8]) -> Result<Option<ReplyEvent<'b>>, Fatal> {
+        loop {
+            match self.step(input) {
+                Ok(Step::Next) => {}
+                Ok(Step::NeedInput) => return Ok(None),
+                Ok(Step::Event(event)) => return Ok(Some(event)),
+                Err(why) => return Err(self.fail(why)),
+            }
+        }
+    }
+
+    fn step<'b>(&mut self, input: &mut &'b [u8]) -> Result<Step<'b>, Fatal> {
+        match self.phase {
+            Phase::Header => self.header(input),
+            Phase::DataHead => self.data_head(input),
+            Phase::Data { at } => Ok(self.data(at, input)),
+            Phase::Hole => self.hole(input),
+            Phase::ErrorHead { has_offset } => self.error_head(has_offset, input),
+            Phase::Message {
+                errno,
+                left,
+                has_offset,
+            } => self.message(errno, left, has_offset, input),
+            Phase::ErrorOffset { errno } => self.error_offset(errno, input),
+            Phase::ErrorTail => Ok(self.error_tail(input)),
+            Phase::StatusHead => self.status_head(input),
+            Phase::Status { context, before } => self.status(context, before, input),
+            Phase::End => self.end(),
+            Phase::Failed(why) => Err(why),
+        }
+    }
+
+    // --- headers ---
+
+    fn header<'b>(&mut self, input: &mut &'b [u8]) -> Result<Step<'b>, Fatal> {
+        if !self.fill(4, input) {
+            return Ok(Step::NeedInput);
+        }
+        let magic = self.partial.first_chunk().copied().unwrap_or_default();
+        let len = self.header_len(magic)?;
+        if !self.fill(len, input) {
+            return Ok(Step::NeedInput);
+        }
+        self.filled = 0;
+        let partial = self.partial;
+        let decoded = match u32::from_be_bytes(magic) {
+            SIMPLE_REPLY_MAGIC => {
+                let bytes = partial.first_chunk().copied().unwrap_or_default();
+                match SimpleReply::from_bytes(&bytes) {
+                    Ok(reply) => return self.simple(reply),
+                    Err(why) => Err(why),
+                }
+            }
+            STRUCTURED_REPLY_MAGIC => {
+                let bytes = partial.first_chunk().copied().unwrap_or_default();
+                Chunk::from_structured(&bytes).map(|chunk| (chunk, None))
+            }
+            _ => Chunk::from_extended(&partial).map(|(chunk, offset)| (chunk, Some(offset))),
+        };
+        match decoded {
+            Ok((chunk, offset)) => self.chunk(chunk, offset),
+            Err(_) => Err(Fatal::Magic {
+                found: u32::from_be_bytes(magic),
+            }),
+        }
+    }
+
+    /// How long the header is that begins with `magic`; proto.md "Transmission" says which may
+    /// come.
+    fn header_len(&self, magic: [u8; 4]) -> Result<usize, Fatal> {
+        let found = u32::from_be_bytes(magic);
+        match (found, self.style) {
+            (SIMPLE_REPLY_MAGIC, ReplyStyle::Simple | ReplyStyle::Structured) => {
+                Ok(SimpleReply::LEN)
+            }
+            (STRUCTURED_REPLY_MAGIC, ReplyStyle::Structured) => Ok(Chunk::STRUCTURED_LEN),
+            (EXTENDED_REPLY_MAGIC, ReplyStyle::Extended) => Ok(Chunk::EXTENDED_LEN),
+            (SIMPLE_REPLY_MAGIC | STRUCTURED_REPLY_MAGIC | EXTENDED_REPLY_MAGIC, _) => {
+                Err(Fatal::Style { found })
+            }
+            _ => Err(Fatal::Magic { found }),
+        }
+    }
+
+    fn simple<'b>(&mut self, reply: SimpleReply) -> Result<Step<'b>, Fatal> {
+        self.cookie = reply.cookie;
+        self.last = true;
+        self.left = 0;
+        self.phase = Phase::End;
+        let structured = self.style == ReplyStyle::Structured;
+        let (at, left) = self.with_request(|pending| {
+            let request = pending.request;
+            // proto.md "Structured reply chunk message": "MUST NOT use a simple reply for
+            // NBD_CMD_READ (even for the case of an early NBD_EINVAL due to bad flags)"
+            if structured && request.kind == CommandType::READ {
+                return Err(Violation::SimpleReplyToRead);
+            }
+            if !pending.is_untouched() {
+                return Err(Violation::SimpleReplyAfterChunks);
+            }
+            match reply.result {
+                Err(errno) => pending.fail(errno),
+                Ok(()) if request.kind == CommandType::READ && request.length > 0 => {
+                    pending.content(request.offset, request.length)?;
+                    return Ok((request.offset, request.length));
+                }
+                Ok(()) => {}
+            }
+            Ok((0, 0))
+        })?;
+        if left > 0 {
+            self.left = left;
+            self.phase = Phase::Data { at };
+        }
+        Ok(Step::Next)
+    }
+
+    fn chunk<'b>(&mut self, chunk: Chunk, offset: Option<u64>) -> Result<Step<'b>, Fatal> {
+        self.cookie = chunk.cookie;
+        self.last = chunk.is_last();
+        self.left = chunk.length;
+        let (style, max_chunks) = (self.style, self.max_chunks);
+        let (max_payload, max_drain) = (self.max_payload, self.max_drain);
+        self.phase = self.with_request(|pending| {
+            // proto.md "Extended reply chunk message": the offset MUST match the request.
+            if let Some(found) = offset {
+                if found != pending.request.offset {
+                    return Err(Violation::WrongOffset { found });
+                }
+            }
+            pending.chunk(max_chunks)?;
+            let phase = phase_of(&chunk, pending.request.kind, style)?;
+            // "A server MUST NOT send a chunk where any variable-length portion of the chunk is
+            // larger than any advertised maximum payload size"
+            let limit = match phase {
+                Phase::ErrorHead { .. } => max_drain,
+                _ => max_payload.saturating_add(8),
+            };
+            if chunk.length > limit {
+                return Err(Violation::ChunkTooLarge {
+                    length: chunk.length,
+                    limit,
+                });
+            }
+            Ok(phase)
+        })?;
+        Ok(Step::Next)
+    }
+
+    // --- payloads ---
+
+    fn data_head<'b>(&mut self, input: &mut &'b [u8]) -> Result<Step<'b>, Fatal> {
+        let Some(head) = self.take(input) else {
+            return Ok(Step::NeedInput);
+        };
+        let DataHead { offset } = DataHead::from_bytes(&head);
+        let left = self.left;
+        self.with_request(|pending| pending.content(offset, left))?;
+        self.phase = Phase::Data { at: offset };
+        Ok(Step::Next)
+    }
+
+    fn data<'b>(&mut self, at: u64, input: &mut &'b [u8]) -> Step<'b> {
+        let bytes = self.lend(self.left, input);
+        if bytes.is_empty() {
+            return Step::NeedInput;
+        }
+        self.data_done(at, bytes.len() as u64);
+        Step::Event(ReplyEvent::Data {
+            cookie: self.cookie,
+            offset: at,
+            bytes,
+        })
+    }
+
+    /// `left` has been lowered; moves on.
+    fn data_done(&mut self, at: u64, len: u64) {
+        self.phase = if self.left == 0 {
+            Phase::End
+        } else {
+            // Cannot overflow: the end of the chunk was checked.
+            Phase::Data {
+                at: at.saturating_add(len),
+            }
+        };
+    }
+
+    fn hole<'b>(&mut self, input: &mut &'b [u8]) -> Result<Step<'b>, Fatal> {
+        let Some(payload) = self.take(input) else {
+            return Ok(Step::NeedInput);
+        };
+        let hole = Hole::from_bytes(&payload);
+        let (offset, length) = (hole.offset, u64::from(hole.length));
+        self.with_request(|pending| {
+            if length == 0 {
+                return Err(Violation::EmptyHole);
+            }
+            pending.content(offset, length)
+        })?;
+        self.phase = Phase::End;
+        Ok(Step::Event(ReplyEvent::Hole {
+            cookie: self.cookie,
+            offset,
+            length,
+        }))
+    }
+
+    fn error_head<'b>(
+        &mut self,
+        has_offset: bool,
+        input: &mut &'b [u8],
+    ) -> Result<Step<'b>, Fatal> {
+        let Some(head) = self.take::<{ ErrorChunk::HEAD_LEN }>(input) else {
+            return Ok(Step::NeedInput);
+        };
+        let [a, b, c, d, e, f] = head;
+        let errno = Errno(u32::from_be_bytes([a, b, c, d]));
+        let left = u64::from(u16::from_be_bytes([e, f]));
+        let after = if has_offset { 8 } else { 0 };
+        if errno.0 == 0 {
+            return Err(self.broken(Violation::ZeroError));
+        }
+        if left.saturating_add(after) > self.left {
+            return Err(self.broken(Violation::MessageLength));
+        }
+        self.message.clear();
+        self.phase = Phase::Message {
+            errno,
+            left,
+            has_offset,
+        };
+        Ok(Step::Next)
+    }
+
+    fn message<'b>(
+        &mut self,
+        errno: Errno,
+        left: u64,
+        has_offset: bool,
+        input: &mut &'b [u8],
+    ) -> Result<Step<'b>, Fatal> {
+        let piece = self.lend(left, input);
+        let room = MAX_ERROR_MESSAGE.saturating_sub(self.message.len());
+        let kept = piece.get(..room).unwrap_or(piece);
+        self.message.extend_from_slice(kept);
+        let left = left.saturating_sub(piece.len() as u64);
+        if left > 0 {
+            self.phase = Phase::Message {
+                errno,
+                left,
+                has_offset,
+            };
+            return Ok(Step::NeedInput);
+        }
+        if has_offset {
+            self.phase = Phase::ErrorOffset { errno };
+            return Ok(Step::Next);
+        }
+        self.with_request(|pending| {
+            pending.fail(errno);
+            Ok(())
+        })?;
+        Ok(self.error(errno, None))
+    }
+
+    fn error_offset<'b>(&mut self, errno: Errno, input: &mut &'b [u8]) -> Result<Step<'b>, Fatal> {
+        let Some(offset) = self.take(input).map(u64::from_be_bytes) else {
+            return Ok(Step::NeedInput);
+        };
+        self.with_request(|pending| pending.fail_at(errno, offset))?;
+        Ok(self.error(errno, Some(offset)))
+    }
+
+    fn error<'b>(&mut self, errno: Errno, offset: Option<u64>) -> Step<'b> {
+        self.phase = Phase::ErrorTail;
+        Step::Event(ReplyEvent::Error {
+            cookie: self.cookie,
+            errno,
+            offset,
+            message: String::from_utf8_lossy(&self.message).into_owned(),
+        })
+    }
+
+    /// "The header length then covers any remaining structured fields at the end": of error types
+    /// that we do not know.
+    fn error_tail<'b>(&mut self, input: &mut &'b [u8]) -> Step<'b> {
+        self.lend(self.left, input);
+        if self.left > 0 {
+            return Step::NeedInput;
+        }
+        self.phase = Phase::End;
+        Step::Next
+    }
+
+    fn status_head<'b>(&mut self, input: &mut &'b [u8]) -> Result<Step<'b>, Fatal> {
+        let context = if self.style == ReplyStyle::Extended {
+            let Some([a, b, c, d, e, f, g, h]) = self.take(input) else {
+                return Ok(Step::NeedInput);
+            };
+            let count = u32::from_be_bytes([e, f, g, h]);
+            if u64::from(count).saturating_mul(Extent::EXTENDED_LEN as u64) != self.left {
+                return Err(self.broken(Violation::DescriptorCount { count }));
+            }
+            u32::from_be_bytes([a, b, c, d])
+        } else {
+            let Some(context) = self.take(input) else {
+                return Ok(Step::NeedInput);
+            };
+            u32::from_be_bytes(context)
+        };
+        self.with_request(|pending| pending.status(context))?;
+        self.phase = Phase::Status { context, before: 0 };
+        Ok(Step::Next)
+    }
+
+    fn status<'b>(
+        &mut self,
+        context: u32,
+        before: u64,
+        input: &mut &'b [u8],
+    ) -> Result<Step<'b>, Fatal> {
+        let extended = self.style == ReplyStyle::Extended;
+        let width = if extended {
+            Extent::EXTENDED_LEN
+        } else {
+            Extent::COMPACT_LEN
+        };
+        let mut first = None;
+        if self.filled > 0 || input.len() < width {
+            first = if extended {
+                self.take(input).map(|d| Extent::from_extended(&d))
+            } else {
+                self.take(input).map(|d| Extent::from_compact(&d))
+            };
+            if first.is_none() {
+                return Ok(Step::NeedInput);
+            }
+        }
+        let whole = (input.len() / width).saturating_mul(width);
+        let extents = Extents::new(first, self.lend(whole as u64, input), extended);
+        let sum = self.with_request(|pending| {
+            extents.clone().try_fold(before, |sum, extent| {
+                pending.extent(extent, sum)?;
+                Ok(sum.saturating_add(extent.length))
+            })
+        })?;
+        self.phase = if self.left == 0 {
+            Phase::End
+        } else {
+            Phase::Status {
+                context,
+                before: sum,
+            }
+        };
+        Ok(Step::Event(ReplyEvent::Status {
+            cookie: self.cookie,
+            context,
+            extents,
+        }))
+    }
+
+    fn end<'b>(&mut self) -> Result<Step<'b>, Fatal> {
+        self.phase = Phase::Header;
+        if !self.last {
+            return Ok(Step::Next);
+        }
+        let cookie = self.cookie;
+        let pending = self
+            .in_flight
+            .remove(cookie)
+            .ok_or(Fatal::UnknownCookie { cookie })?;
+        match pending.finish() {
+            Ok(result) => Ok(Step::Event(ReplyEvent::Finished { cookie, result })),
+            Err(violation) => Err(self.broken(violation)),
+        }
+    }
+
+    // --- data that does not go through the input ---
+
+    /// The data that comes next in the stream, if data does.
+    #[must_use]
+    pub const fn payload(&self) -> Option<Payload> {
+        match self.phase {
+            Phase::Data { at } => Some(Payload {
+                cookie: self.cookie,
+                offset: at,
+                left: self.left,
+            }),
+            _ => None,
+        }
+    }
+
+    /// How many bytes of data come next in the stream.
+    #[must_use]
+    pub const fn payload_left(&self) -> u64 {
+        match self.phase {
+            Phase::Data { .. } => self.left,
+            _ => 0,
+        }
+    }
+
+    /// Tells that the caller has read `len` bytes of data past this decoder.
+    ///
+    /// `len` is at most [`payload_left`](Self::payload_left). A larger one means that the place in
+    /// the stream is lost, and ends in [`Fatal::Overread`].
+    pub fn payload_read(&mut self, len: u64) {
+        match self.phase {
+            Phase::Failed(_) => {}
+            _ if len == 0 => {}
+            Phase::Data { at } if len <= self.left => {
+                self.left -= len;
+                self.data_done(at, len);
+            }
+            _ => {
+                self.fail(Fatal::Overread);
+            }
+        }
+    }
+
+    /// Says whether the connection may end here.
+    ///
+    /// # Errors
+    ///
+    /// [`Fatal::Eof`] if a request is not answered; whatever has failed before.
+    pub fn on_eof(&self) -> Result<(), Fatal> {
+        let in_flight = self.in_flight();
+        match self.phase {
+            Phase::Failed(why) => Err(why),
+            Phase::Header if self.filled == 0 && in_flight == 0 => Ok(()),
+            _ => Err(Fatal::Eof { in_flight }),
+        }
+    }
+
+    // --- parts ---
+
+    /// Asks the request at hand; what it objects to is fatal.
+    fn with_request<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Pending) -> Result<T, Violation>,
+    ) -> Result<T, Fatal> {
+        let cookie = self.cookie;
+        let pending = self
+            .in_flight
+            .get(cookie)
+            .ok_or(Fatal::UnknownCookie { cookie })?;
+        ask(pending).map_err(|violation| Fatal::Reply { cookie, violation })
+    }
+
+    const fn broken(&self, violation: Violation) -> Fatal {
+        Fatal::Reply {
+            cookie: self.cookie,
+            violation,
+        }
+    }
+
+    const fn fail(&mut self, why: Fatal) -> Fatal {
+        self.phase = Phase::Failed(why);
+        why
+    }
+
+    /// Fills the fixed fields up to `len` bytes; whether they are all there.
+    fn fill(&mut self, len: usize, input: &mut &[u8]) -> bool {
+        let room = self.partial.get_mut(self.filled..len).unwrap_or_default();
+        let taken = room.len().min(input.len());
+        if let (Some(room), Some((piece, rest))) =
+            (room.get_mut(..taken), input.split_at_checked(taken))
+        {
+            room.copy_from_slice(piece);
+            *input = rest;
+            self.filled += taken;
+        }
+        self.filled >= len
+    }
+
+    /// Takes `N` bytes of fixed fields out of the chunk at hand, once they are all there.
+    fn take<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+        const { assert!(N <= Chunk::EXTENDED_LEN) };
+        let before = self.filled;
+        let complete = self.fill(N, input);
+        self.left = self.left.saturating_sub((self.filled - before) as u64);
+        if !complete {
+            return None;
+        }
+        self.filled = 0;
+        self.partial.first_chunk().copied()
+    }
+
+    /// Lends at most `len` bytes of the chunk at hand.
+    fn lend<'b>(&mut self, len: u64, input: &mut &'b [u8]) -> &'b [u8] {
+        let len = usize::try_from(len.min(self.left))
+            .unwrap_or(usize::MAX)
+            .min(input.len());
+        let Some((lent, rest)) = input.split_at_checked(len) else {
+            return &[];
+        };
+        *input = rest;
+        self.left = self.left.saturating_sub(len as u64);
+        lent
+    }
+}
+
+/// What the payload of a chunk is, for a command in a style (proto.md "Structured reply types").
+fn phase_of(chunk: &Chunk, command: CommandType, style: ReplyStyle) -> Result<Phase, Violation> {
+    let (kind, length) = (chunk.kind, chunk.length);
+    let (phase, is_for, length_fits) = match kind {
+        ChunkType::NONE => {
+            // "This chunk type MUST always be used with the NBD_REPLY_FLAG_DONE bit set"
+            if !chunk.is_last() {
+                return Err(Violation::NoneNotLast);
+            }
+            (Phase::End, true, length == 0)
+        }
+        // "length MUST be at least 9"
+        ChunkType::OFFSET_DATA => (Phase::DataHead, command == CommandType::READ, length >= 9),
+        // "length MUST be exactly 12"
+        ChunkType::OFFSET_HOLE => (Phase::Hole, command == CommandType::READ, length == 12),
+        // "4 + (a positive integer multiple of 8)", and only without extended headers
+        ChunkType::BLOCK_STATUS => (
+            Phase::StatusHead,
+            command == CommandType::BLOCK_STATUS && style != ReplyStyle::Extended,
+            length >= 12 && length % 8 == 4,
+        ),
+        // "8 + (a positive multiple of 16)", and only with extended headers
+        ChunkType::BLOCK_STATUS_EXT => (
+            Phase::StatusHead,
+            command == CommandType::BLOCK_STATUS && style == ReplyStyle::Extended,
+            length >= 24 && length % 16 == 8,
+        ),
+        // "at least 14"; for a command without range it is an unexpected error, which is an error
+        // like any other.
+        ChunkType::ERROR_OFFSET => {
+            let has_offset = has_range(command);
+            (Phase::ErrorHead { has_offset }, true, length >= 14)
+        }
+        // "at least 6". "If the client receives an unknown or unexpected type with bit 15 set, it
+        // MUST consider the current reply as errored, but MAY continue".
+        _ if kind.is_error() => (Phase::ErrorHead { has_offset: false }, true, length >= 6),
+        // "If the client receives an unknown or unexpected type, other than an error chunk, it
+        // MUST initiate a hard disconnect."
+        _ => return Err(Violation::UnknownChunk { kind }),
+    };
+    if !is_for {
+        return Err(Violation::UnexpectedChunk { kind });
+    }
+    if !length_fits {
+        return Err(Violation::ChunkLength { kind, length });
+    }
+    Ok(phase)
+}
+
+/// The commands to which an error with offset is a valid reply.
+const fn has_range(command: CommandType) -> bool {
+    matches!(
+        command,
+        CommandType::READ
+            | CommandType::WRITE
+            | CommandType::TRIM
+            | CommandType::CACHE
+            | CommandType::WRITE_ZEROES
+            | CommandType::BLOCK_STATUS
+    )
+}
