@@ -16,12 +16,20 @@
 mod codes;
 pub(crate) mod cursor;
 mod flags;
+mod greeting;
+mod info;
+mod option;
+mod option_reply;
 mod string;
 
 pub use codes::{ChunkType, CommandType, Errno, InfoType, OptionCode, ReplyType};
 pub use flags::{
     AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
 };
+pub use greeting::{ExportNameReply, GreetingStyle, NewstyleGreeting, OldstyleGreeting};
+pub use info::Info;
+pub use option::{ClientOption, InfoRequest, MetaContextRequest, OptionHeader};
+pub use option_reply::{OptionReply, OptionReplyHeader};
 pub(crate) use string::check_string;
 pub use string::{BadString, MAX_STRING, Name};
 
