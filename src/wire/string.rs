@@ -60,6 +60,9 @@ pub enum BadString {
 pub struct Name(String);
 
 impl Name {
+    /// The name of the default export; also what stands where there is no text.
+    pub const EMPTY: Self = Self(String::new());
+
     /// Checks and takes a name.
     ///
     /// # Errors
