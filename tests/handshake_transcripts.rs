@@ -54,7 +54,7 @@ fn read(path: &Path) -> Capture {
 
 fn unhex(hex: &str) -> impl Iterator<Item = u8> {
     let pairs = hex.as_bytes().chunks(2);
-    pairs.map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
 }
 
 /// An option as it was sent, and what was answered.
@@ -149,7 +149,7 @@ fn is_oldstyle(capture: &Capture) -> bool {
 #[test]
 fn every_message_of_a_real_handshake_is_decoded_and_encoded_as_it_was() {
     for capture in captures() {
-        println!("{}", capture.file);
+        eprintln!("{}", capture.file);
         if is_oldstyle(&capture) {
             let greeting = capture.server.first_chunk().unwrap();
             let parsed = OldstyleGreeting::from_bytes(greeting).unwrap();
@@ -169,7 +169,7 @@ fn every_message_of_a_real_handshake_is_decoded_and_encoded_as_it_was() {
 #[test]
 fn our_server_stays_in_sync_with_real_clients_and_answers_each_option() {
     for capture in captures() {
-        println!("{}", capture.file);
+        eprintln!("{}", capture.file);
         if is_oldstyle(&capture) {
             // The client begins with a request, which is no set of client flags.
             let run = run_server(ServerConfig::new(), &capture.client, &[]);
@@ -243,7 +243,7 @@ fn compare(exchange: &Exchange, ours: &OptionReply) {
 #[test]
 fn our_client_understands_real_servers() {
     for capture in captures() {
-        println!("{}", capture.file);
+        eprintln!("{}", capture.file);
         if is_oldstyle(&capture) {
             let run = run_client(ClientConfig::new(), &[], &capture.server, &[]);
             assert_eq!(run.end, Err(Fatal::Oldstyle));

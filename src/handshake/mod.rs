@@ -39,7 +39,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # What is not negotiated yet
+//!
+//! Oldstyle servers and clients, `STARTTLS`, meta contexts and extended headers. [`wire`] has their
+//! messages; here a server answers `ERR_UNSUP` to such options, and a client does not send them.
+//! The enums of this module are `#[non_exhaustive]` because steps for them will be added.
+//!
 //! [`Session`]: crate::session::Session
+//! [`wire`]: crate::wire
 
 mod client;
 mod negotiator;

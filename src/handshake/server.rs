@@ -412,7 +412,7 @@ impl ServerHandshake {
                     self.state = State::Body(header);
                 }
             }
-            // proto.md "Baseline": options that are not implemented get ERR_UNSUP, known or not.
+            // Known, but not offered: proto.md "Baseline" wants the same answer as for unknown ones.
             OptionCode::STARTTLS
             | OptionCode::LIST_META_CONTEXT
             | OptionCode::SET_META_CONTEXT

@@ -1,4 +1,4 @@
-//! The drivers for [`futures::io`](::futures::io).
+//! The drivers for [`futures::io`].
 //!
 //! The same as those of [`io`](super), for streams that are waited for. A future that is dropped
 //! half-way has read bytes, and may have sent some, that nobody knows of any more: it cannot be
