@@ -457,10 +457,10 @@ fn a_server_that_is_not_fixed_newstyle_is_sent_nothing_but_export_name() {
 #[test]
 fn a_server_that_shuts_down_is_sent_an_abort() {
     let down = error(ReplyType::ERR_SHUTDOWN, "bye");
-    let run = ask(
-        &ClientOption::List,
-        &server_bytes(3, &[(LIST, down.clone())]),
-    );
+    // The client would rather go on, but is not asked.
+    let options = [ClientOption::List, go()];
+    let bytes = server_bytes(3, &[(LIST, down.clone())]);
+    let run = run_client(ClientConfig::new(), &options, &bytes, &[]);
     assert_eq!(run.events, [Event::Reply(LIST, down)]);
     let sent = [ClientOption::List, ClientOption::Abort];
     assert_eq!(run.output, client_bytes(fixed(), &sent));

@@ -6,7 +6,9 @@ mod handshake_support;
 
 use handshake_support::*;
 use nbd_proto::conformance::strategy::handshake as strategy;
-use nbd_proto::handshake::{ClientConfig, ServerConfig};
+use nbd_proto::handshake::{
+    ClientConfig, NegotiateError, Negotiator, Progress, ServerConfig, Wanted,
+};
 use nbd_proto::limits::Limits;
 use nbd_proto::wire::{ClientOption, InfoType, OptionCode};
 use proptest::prelude::*;
@@ -37,6 +39,26 @@ fn client_options() -> Vec<ClientOption> {
         ClientOption::Go(request("disk", &[InfoType::BLOCK_SIZE])),
         ClientOption::ExportName(name("disk")),
     ]
+}
+
+/// What a negotiator sends, how it ends, and how much it takes.
+fn negotiate(
+    wanted: &Wanted,
+    bytes: &[u8],
+    cuts: &[usize],
+) -> (Vec<u8>, Result<Progress, NegotiateError>, usize) {
+    let mut out = vec![];
+    let mut taken = 0;
+    let mut negotiator = Negotiator::new(wanted.clone(), ClientConfig::new());
+    for piece in pieces(bytes, cuts) {
+        let mut input = piece;
+        let progress = negotiator.advance(&mut input, &mut out);
+        taken += piece.len() - input.len();
+        if !matches!(progress, Ok(Progress::NeedInput)) {
+            return (out, progress, taken);
+        }
+    }
+    (out, Ok(Progress::NeedInput), taken)
 }
 
 proptest! {
@@ -74,6 +96,28 @@ proptest! {
         check_splits(&bytes, &cuts, |bytes, cuts| {
             run_client(config, &options[first..], bytes, cuts)
         });
+    }
+
+    /// However a server answers, the negotiator comes to the same end and sends the same.
+    #[test]
+    fn a_negotiator_does_not_care_how_its_input_is_cut(
+        (bytes, cuts) in with_cuts(strategy::mutated(strategy::server_conversation(vec![
+            OptionCode::STRUCTURED_REPLY,
+            OptionCode::GO,
+            OptionCode::GO,
+        ]))),
+        structured: bool,
+    ) {
+        let wanted = Wanted::new(name("disk")).with_structured_replies(structured);
+        let whole = negotiate(&wanted, &bytes, &[]);
+        let every: Vec<usize> = (0..bytes.len()).collect();
+        prop_assert_eq!(&negotiate(&wanted, &bytes, &cuts), &whole);
+        prop_assert_eq!(&negotiate(&wanted, &bytes, &every), &whole);
+        if let Err(NegotiateError::Refused(_)) = whole.1 {
+            let abort = strategy::frame(OptionCode::ABORT, b"");
+            let fixed = bytes[17] & 1 == 1;
+            prop_assert_eq!(whole.0.ends_with(&abort), fixed);
+        }
     }
 
     /// What a server of ours sends is taken by a client of ours, in whatever pieces.

@@ -67,10 +67,7 @@ pub async fn server_handshake<S: AsyncRead + AsyncWrite + Unpin>(
                 let _ = send::<_, Fatal>(stream, &mut out).await;
                 return Ok(None);
             }
-            Err(fatal) => {
-                let _ = send::<_, Fatal>(stream, &mut out).await;
-                return Err(Error::Protocol(fatal));
-            }
+            Err(fatal) => return Err(Error::Protocol(fatal)),
         }
     }
 }

@@ -83,8 +83,7 @@ impl<P: Into<Self>> From<Error<P>> for io::Error {
 ///
 /// # Errors
 ///
-/// If the stream fails, or the client breaks the protocol; close the connection then. What is to
-/// be sent was sent, as well as it went.
+/// If the stream fails, or the client breaks the protocol; close the connection then.
 pub fn server_handshake<S: Read + Write>(
     stream: &mut S,
     config: ServerConfig,
@@ -113,11 +112,8 @@ pub fn server_handshake<S: Read + Write>(
                 let _ = send::<_, Fatal>(stream, &mut out);
                 return Ok(None);
             }
-            Err(fatal) => {
-                // The peer may be gone; what it did wrong is the better story.
-                let _ = send::<_, Fatal>(stream, &mut out);
-                return Err(Error::Protocol(fatal));
-            }
+            // Nothing is left to be sent: every answer went out before more was received.
+            Err(fatal) => return Err(Error::Protocol(fatal)),
         }
     }
 }
@@ -153,6 +149,7 @@ pub fn client_handshake<S: Read + Write>(
                 return Ok(negotiated);
             }
             Err(error) => {
+                // A farewell, perhaps. If it fails, what the server said is the better story.
                 let _ = send::<_, NegotiateError>(stream, &mut out);
                 return Err(Error::Protocol(error));
             }

@@ -227,7 +227,7 @@ pub fn is_over(run: &Run) -> bool {
     run.end.is_err() || matches!(run.events.last(), Some(Event::Aborted | Event::Done(_)))
 }
 
-fn pieces<'b>(bytes: &'b [u8], cuts: &'b [usize]) -> impl Iterator<Item = &'b [u8]> {
+pub fn pieces<'b>(bytes: &'b [u8], cuts: &'b [usize]) -> impl Iterator<Item = &'b [u8]> {
     let ends = cuts.iter().map(|&cut| cut.min(bytes.len()));
     let mut start = 0;
     ends.chain([bytes.len()]).map(move |end| {
