@@ -5,7 +5,8 @@ mod handshake_support;
 use handshake_support::*;
 use nbd_proto::error::{Fatal, Refused};
 use nbd_proto::handshake::{
-    ClientConfig, NegotiateError, Negotiated, Negotiator, Progress, Wanted,
+    ClientConfig, ClientHandshake, ClientStep, NegotiateError, Negotiated, Negotiator, Progress,
+    Wanted,
 };
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BadBlockSizes, BlockSizes, ReplyStyle, Session};
@@ -604,4 +605,29 @@ fn a_negotiator_that_is_refused_says_goodbye() {
         let sent = [ClientOption::StructuredReply, ClientOption::Abort];
         assert_eq!(out, client_bytes(fixed(), &sent));
     }
+}
+
+#[test]
+fn the_machine_never_wants_more_than_the_rest_of_the_message() {
+    let mut bytes = server_bytes(3, &[(GO, export(HAS)), (GO, OptionReply::Ack)]);
+    bytes.extend_from_slice(b"a reply");
+    let (mut rest, mut out, mut wanted) = (&bytes[..], vec![], vec![]);
+    let mut machine = ClientHandshake::new(ClientConfig::new());
+    loop {
+        let wants = machine.wants();
+        let (mut input, after) = rest.split_at(wants);
+        if wants > 0 {
+            wanted.push(wants);
+        }
+        rest = after;
+        match machine.step(&mut input, &mut out).unwrap() {
+            ClientStep::NeedInput | ClientStep::Reply { .. } => {}
+            ClientStep::Ready(ready) => ready.go(request("disk", &[])),
+            ClientStep::Done(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(wanted, [18, 20, 12, 20]);
+    assert_eq!(rest, b"a reply");
+    assert_eq!(machine.wants(), 0);
 }

@@ -267,11 +267,13 @@ mod with_futures {
     fn async_drivers_read_no_byte_of_transmission_and_tell_ends_apart() {
         let mut bytes = client_bytes(fixed(), &[go("disk")]);
         bytes.extend_from_slice(b"a request");
-        let mut stream = AllowStdIo::new(Script::new(bytes.clone(), 5));
         let config = ServerConfig::new();
-        let session = block_on(driver::server_handshake(&mut stream, config, answer)).unwrap();
-        assert!(session.is_some());
-        assert_eq!(stream.into_inner().rest(), b"a request");
+        for piece in [1, 3, 1000] {
+            let mut stream = AllowStdIo::new(Script::new(bytes.clone(), piece));
+            let session = block_on(driver::server_handshake(&mut stream, config, answer)).unwrap();
+            assert!(session.is_some());
+            assert_eq!(stream.into_inner().rest(), b"a request");
+        }
 
         let mut stream = AllowStdIo::new(Script::new(bytes[..29].to_vec(), 100));
         let end = block_on(driver::server_handshake(&mut stream, config, answer));
