@@ -10,6 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod conformance;
+pub mod error;
 pub mod flush;
 pub mod handshake;
 #[cfg(feature = "std")]

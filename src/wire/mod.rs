@@ -17,6 +17,10 @@ mod chunk;
 mod codes;
 pub(crate) mod cursor;
 mod flags;
+mod greeting;
+mod info;
+mod option;
+mod option_reply;
 mod reply;
 mod request;
 mod string;
@@ -28,6 +32,10 @@ pub use codes::{ChunkType, CommandType, Errno, InfoType, OptionCode, ReplyType};
 pub use flags::{
     AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
 };
+pub use greeting::{ExportNameReply, GreetingStyle, NewstyleGreeting, OldstyleGreeting};
+pub use info::Info;
+pub use option::{ClientOption, InfoRequest, MetaContextRequest, OptionHeader};
+pub use option_reply::{OptionReply, OptionReplyHeader};
 pub use reply::{
     Chunk, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply,
 };

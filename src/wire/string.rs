@@ -60,6 +60,9 @@ pub enum BadString {
 pub struct Name(String);
 
 impl Name {
+    /// The name of the default export; also what stands where there is no text.
+    pub const EMPTY: Self = Self(String::new());
+
     /// Checks and takes a name.
     ///
     /// # Errors
@@ -71,6 +74,28 @@ impl Name {
             Err(Malformed::String(why)) => Err(why),
             _ => Ok(Self(name)),
         }
+    }
+
+    /// Makes a name of any bytes: what is not UTF-8 and every NUL becomes U+FFFD, and what goes
+    /// beyond [`MAX_STRING`] bytes is cut off.
+    ///
+    /// For text that is only shown to people, such as error messages and descriptions: a peer
+    /// that gets it wrong should not cost anyone the session.
+    ///
+    /// ```
+    /// use nbd_proto::wire::Name;
+    ///
+    /// assert_eq!(Name::lossy(b"caf\xe9\0").as_str(), "caf\u{fffd}\u{fffd}");
+    /// ```
+    #[must_use]
+    pub fn lossy(bytes: &[u8]) -> Self {
+        // A byte more than fits is enough to know that something has to go.
+        let bytes = bytes.get(..=MAX_STRING).unwrap_or(bytes);
+        let mut text = String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}");
+        while text.len() > MAX_STRING {
+            text.pop();
+        }
+        Self(text)
     }
 
     /// Checks and copies a name that came from the wire.
@@ -143,6 +168,17 @@ mod tests {
         ];
         for (bytes, why) in cases {
             assert_eq!(Name::from_wire(bytes), Err(Malformed::String(why)));
+        }
+    }
+
+    #[test]
+    fn any_bytes_make_a_legal_name_when_loss_is_accepted() {
+        assert_eq!(Name::lossy(b"plain").as_str(), "plain");
+        assert_eq!(Name::lossy(&vec![b'x'; MAX_STRING]).0.len(), MAX_STRING);
+        for bytes in [vec![0xff; 5000], vec![0; 5000], vec![b'x'; 5000]] {
+            let name = Name::lossy(&bytes);
+            assert!(name.0.len() > MAX_STRING - 4);
+            assert_eq!(Name::new(name.0.clone()), Ok(name));
         }
     }
 }

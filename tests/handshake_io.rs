@@ -1,0 +1,292 @@
+//! The drivers, on streams in memory and on sockets.
+
+#![cfg(feature = "std")]
+
+mod handshake_support;
+
+use std::io::{self, Cursor, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use handshake_support::*;
+use nbd_proto::error::{Fatal, Refusal};
+use nbd_proto::handshake::{ClientConfig, NegotiateError, ServerConfig, Wanted};
+use nbd_proto::io::{Error, client_handshake, server_handshake};
+use nbd_proto::limits::Limits;
+use nbd_proto::wire::{ClientFlags, ClientOption, OptionCode, OptionReply, ReplyType};
+
+/// A stream that has everything to be read from the beginning, gives it in small pieces, and
+/// collects what is written.
+struct Script {
+    input: Cursor<Vec<u8>>,
+    output: Vec<u8>,
+    piece: usize,
+    /// Fail with this after the input, rather than say that it ends.
+    error: Option<io::ErrorKind>,
+    interrupts: bool,
+}
+
+impl Script {
+    fn new(input: Vec<u8>, piece: usize) -> Self {
+        Self {
+            input: Cursor::new(input),
+            output: vec![],
+            piece,
+            error: None,
+            interrupts: false,
+        }
+    }
+
+    fn rest(self) -> Vec<u8> {
+        let at = usize::try_from(self.input.position()).unwrap();
+        self.input.into_inner().split_off(at)
+    }
+}
+
+impl Read for Script {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.interrupts = !self.interrupts;
+        if self.interrupts {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let len = buffer.len().min(self.piece);
+        match (self.input.read(&mut buffer[..len])?, self.error) {
+            (0, Some(kind)) => Err(kind.into()),
+            (len, _) => Ok(len),
+        }
+    }
+}
+
+impl Write for Script {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let len = buffer.len().min(self.piece);
+        self.output.extend_from_slice(&buffer[..len]);
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn go(export: &str) -> ClientOption {
+    ClientOption::Go(request(export, &[]))
+}
+
+/// A pair of connected sockets that give up after some time.
+fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (theirs, _) = listener.accept().unwrap();
+    for socket in [&ours, &theirs] {
+        let patience = Some(Duration::from_secs(20));
+        socket.set_read_timeout(patience).unwrap();
+        socket.set_write_timeout(patience).unwrap();
+    }
+    (ours, theirs)
+}
+
+#[test]
+fn a_server_reads_no_byte_of_transmission() {
+    for piece in [1, 3, 1000] {
+        let mut bytes = client_bytes(fixed(), &[ClientOption::List, go("disk")]);
+        bytes.extend_from_slice(b"a request");
+        let mut stream = Script::new(bytes, piece);
+        let session = server_handshake(&mut stream, ServerConfig::new(), answer).unwrap();
+        assert_eq!(session.unwrap().export(), &name("disk"));
+        assert_eq!(stream.rest(), b"a request");
+    }
+}
+
+#[test]
+fn a_client_reads_no_byte_of_transmission() {
+    let options = [ClientOption::StructuredReply, go("disk")];
+    let mut bytes = run_server(ServerConfig::new(), &client_bytes(fixed(), &options), &[]).output;
+    bytes.extend_from_slice(b"a reply");
+    for piece in [1, 3, 1000] {
+        let mut stream = Script::new(bytes.clone(), piece);
+        let wanted = Wanted::new(name("disk"));
+        let got = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap();
+        assert_eq!(got.session.size(), disk().size);
+        assert_eq!(stream.rest(), b"a reply");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_in_good_order_is_no_error() {
+    let abort = [ClientOption::List, ClientOption::Abort];
+    for options in [&abort[..], &abort[..1], &[]] {
+        let mut stream = Script::new(client_bytes(fixed(), options), 7);
+        let session = server_handshake(&mut stream, ServerConfig::new(), answer).unwrap();
+        assert_eq!(session, None);
+    }
+}
+
+#[test]
+fn what_goes_wrong_is_told_apart() {
+    let bytes = client_bytes(fixed(), &[go("disk")]);
+    let mut cut = Script::new(bytes[..29].to_vec(), 100);
+    assert!(matches!(
+        server_handshake(&mut cut, ServerConfig::new(), answer),
+        Err(Error::Closed(Fatal::Closed))
+    ));
+    let mut broken = Script::new(bytes[..29].to_vec(), 100);
+    broken.error = Some(io::ErrorKind::ConnectionReset);
+    assert!(matches!(
+        server_handshake(&mut broken, ServerConfig::new(), answer),
+        Err(Error::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset
+    ));
+    let mut hostile = Script::new(client_bytes(ClientFlags::all(), &[]), 100);
+    let error = server_handshake(&mut hostile, ServerConfig::new(), answer).unwrap_err();
+    assert!(matches!(error, Error::Protocol(Fatal::ClientFlags(_))));
+    assert_eq!(
+        io::Error::from(error).kind(),
+        io::ErrorKind::InvalidData,
+        "as an I/O error"
+    );
+    assert_eq!(hostile.output.len(), 18, "the greeting was sent");
+}
+
+#[test]
+fn what_was_answered_before_the_end_is_still_sent() {
+    let limits = Limits::new().with_max_options(1);
+    let config = ServerConfig::new().with_limits(limits);
+    let options = [ClientOption::StartTls, ClientOption::Abort];
+    let mut stream = Script::new(client_bytes(fixed(), &options), 1000);
+    let end = server_handshake(&mut stream, config, answer);
+    assert!(matches!(
+        end,
+        Err(Error::Protocol(Fatal::TooManyOptions { limit: 1 }))
+    ));
+    assert_eq!(replies(&stream.output).0.len(), 1);
+}
+
+#[test]
+fn a_refused_client_sends_its_farewell() {
+    let error = OptionReply::Error {
+        code: ReplyType::ERR_UNKNOWN,
+        message: name("no"),
+    };
+    let mut stream = Script::new(server_bytes(3, &[(OptionCode::GO, error)]), 1000);
+    let wanted = Wanted::new(name("x")).with_structured_replies(false);
+    let error = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap_err();
+    assert!(matches!(
+        &error,
+        Error::Protocol(NegotiateError::Refused(refused))
+            if refused.code == ReplyType::ERR_UNKNOWN
+    ));
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::NotFound);
+    let mut abort = vec![];
+    ClientOption::Abort.encode(&mut abort);
+    assert!(stream.output.ends_with(&abort));
+}
+
+#[test]
+fn a_server_that_hangs_up_on_export_name_has_no_such_export() {
+    let mut stream = Script::new(server_bytes(0, &[]), 1000);
+    let error = client_handshake(&mut stream, Wanted::new(name("x")), ClientConfig::new());
+    let error = error.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the connection was closed: the server has no export \"x\", or does not let us use it"
+    );
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn both_drivers_shake_hands_over_a_socket() {
+    let (mut ours, mut theirs) = sockets();
+    let server = thread::spawn(move || {
+        let session = server_handshake(&mut theirs, ServerConfig::new(), answer).unwrap();
+        let mut request = [0; 7];
+        theirs.read_exact(&mut request).unwrap();
+        (session, request)
+    });
+    let wanted = Wanted::new(name("disk")).with_description(true);
+    let got = client_handshake(&mut ours, wanted, ClientConfig::new()).unwrap();
+    ours.write_all(b"request").unwrap();
+    let (session, request) = server.join().unwrap();
+    assert_eq!(session, Some(got.session));
+    assert_eq!(got.description, Some(disk().description));
+    assert_eq!(&request, b"request");
+}
+
+#[test]
+fn a_server_over_a_socket_refuses_and_survives_a_client_that_leaves_at_once() {
+    let (mut ours, mut theirs) = sockets();
+    let server = thread::spawn(move || server_handshake(&mut theirs, ServerConfig::new(), answer));
+    let wanted = Wanted::new(name("secret"));
+    let end = client_handshake(&mut ours, wanted, ClientConfig::new());
+    drop(ours);
+    assert!(matches!(
+        end,
+        Err(Error::Protocol(NegotiateError::Refused(_)))
+    ));
+    assert_eq!(server.join().unwrap().unwrap(), None);
+    assert_eq!(Refusal::TlsRequired.reply_type(), ReplyType::ERR_TLS_REQD);
+}
+
+#[test]
+fn a_silent_peer_ends_with_the_timeout_of_the_stream() {
+    let (mut ours, theirs) = sockets();
+    ours.set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    let end = client_handshake(&mut ours, Wanted::new(name("x")), ClientConfig::new());
+    assert!(matches!(
+        end,
+        Err(Error::Io(error))
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+    ));
+    drop(theirs);
+}
+
+#[cfg(feature = "futures")]
+mod with_futures {
+    use super::*;
+    use futures::executor::block_on;
+    use futures::io::AllowStdIo;
+    use nbd_proto::io::futures as driver;
+
+    #[test]
+    fn both_async_drivers_shake_hands_over_a_socket() {
+        let (ours, theirs) = sockets();
+        let server = thread::spawn(move || {
+            let mut stream = AllowStdIo::new(theirs);
+            let config = ServerConfig::new();
+            block_on(driver::server_handshake(&mut stream, config, answer)).unwrap()
+        });
+        let mut stream = AllowStdIo::new(ours);
+        let wanted = Wanted::new(name("disk"));
+        let handshake = driver::client_handshake(&mut stream, wanted, ClientConfig::new());
+        let got = block_on(handshake).unwrap();
+        assert_eq!(server.join().unwrap(), Some(got.session));
+    }
+
+    #[test]
+    fn async_drivers_read_no_byte_of_transmission_and_tell_ends_apart() {
+        let mut bytes = client_bytes(fixed(), &[go("disk")]);
+        bytes.extend_from_slice(b"a request");
+        let config = ServerConfig::new();
+        for piece in [1, 3, 1000] {
+            let mut stream = AllowStdIo::new(Script::new(bytes.clone(), piece));
+            let session = block_on(driver::server_handshake(&mut stream, config, answer)).unwrap();
+            assert!(session.is_some());
+            assert_eq!(stream.into_inner().rest(), b"a request");
+        }
+
+        let mut stream = AllowStdIo::new(Script::new(bytes[..29].to_vec(), 100));
+        let end = block_on(driver::server_handshake(&mut stream, config, answer));
+        assert!(matches!(end, Err(Error::Closed(Fatal::Closed))));
+
+        let mut stream = AllowStdIo::new(Script::new(server_bytes(0, &[]), 100));
+        let wanted = Wanted::new(name("x"));
+        let handshake = driver::client_handshake(&mut stream, wanted, ClientConfig::new());
+        assert!(matches!(
+            block_on(handshake),
+            Err(Error::Closed(NegotiateError::Fatal(
+                Fatal::ExportUnavailable { .. }
+            )))
+        ));
+    }
+}
