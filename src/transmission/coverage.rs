@@ -102,7 +102,6 @@ impl Coverage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
@@ -155,8 +154,8 @@ mod tests {
             steps in prop::collection::vec((any::<bool>(), 0u64..50, 0u64..10), 0..40),
         ) {
             let mut coverage = Coverage::new(start, start + len);
-            let mut covered = vec![false; 64];
-            let mut failed = vec![false; 64];
+            let mut covered = [false; 64];
+            let mut failed = [false; 64];
             for (is_error, offset, length) in steps {
                 let inside = |from: u64, to: u64| from >= start && to <= start + len && from < to;
                 let bytes: Vec<usize> = (offset..offset + length).map(|b| b as usize).collect();

@@ -57,6 +57,14 @@ fn reply_stream(
     session: &Session,
     reads: &[(Request, Vec<Part>)],
 ) -> (Vec<u8>, Vec<(Request, bool)>) {
+    let (chunks, outcome) = reply_chunks(session, reads);
+    (chunks.concat(), outcome)
+}
+
+fn reply_chunks(
+    session: &Session,
+    reads: &[(Request, Vec<Part>)],
+) -> (Vec<Vec<u8>>, Vec<(Request, bool)>) {
     let encoder = ReplyEncoder::new(session);
     let mut queues = vec![];
     let mut outcome: Vec<(Request, bool)> = vec![];
@@ -81,19 +89,13 @@ fn reply_stream(
         queues.push(chunks.into_iter());
         outcome.push((*request, success));
     }
-    let mut wire = vec![];
+    let mut sent = vec![];
     loop {
-        let before = wire.len();
-        let mut any = false;
-        for queue in &mut queues {
-            if let Some(chunk) = queue.next() {
-                any = true;
-                wire.extend(chunk);
-            }
+        let round: Vec<_> = queues.iter_mut().filter_map(Iterator::next).collect();
+        if round.is_empty() {
+            return (sent, outcome);
         }
-        if !any && wire.len() == before {
-            return (wire, outcome);
-        }
+        sent.extend(round.into_iter().filter(|chunk| !chunk.is_empty()));
     }
 }
 
@@ -356,6 +358,28 @@ proptest! {
         let requests: Vec<Request> = outcome.iter().map(|(request, _)| *request).collect();
         let seen = observe_replies(&session, &LIMITS, &requests, &wire, &[]);
         // `reassemble` also fails if a byte came twice.
+        success_is_complete(&outcome, &seen.events)?;
+    }
+
+    #[test]
+    fn chunks_left_out_repeated_or_exchanged_are_never_a_success_with_missing_bytes(
+        (session, reads) in reads(),
+        changes in prop::collection::vec((0u8..3, any::<(prop::sample::Index, prop::sample::Index)>()), 1..4),
+    ) {
+        let (mut chunks, outcome) = reply_chunks(&session, &reads);
+        for (how, (a, b)) in changes {
+            if chunks.is_empty() {
+                break;
+            }
+            let (a, b) = (a.index(chunks.len()), b.index(chunks.len()));
+            match how {
+                0 => drop(chunks.remove(a)),
+                1 => chunks.insert(b, chunks[a].clone()),
+                _ => chunks.swap(a, b),
+            }
+        }
+        let requests: Vec<Request> = outcome.iter().map(|(request, _)| *request).collect();
+        let seen = observe_replies(&session, &LIMITS, &requests, &chunks.concat(), &[]);
         success_is_complete(&outcome, &seen.events)?;
     }
 }
