@@ -1,5 +1,173 @@
-#![allow(dead_code, unused_imports)]
+//! An NBD server over memory or a file.
+//!
+//! ```text
+//! cargo run --release --example serve
+//! ```
+//!
+//! It shows how the machines of the crate are wired to sockets and threads: a thread for each
+//! connection reads requests, the flush coordinator decides what they need, and a few threads
+//! wait for what has to be waited for.
 
 mod backend;
+mod budget;
+mod connection;
+mod crew;
+mod execute;
+mod listener;
+mod log;
+mod options;
+mod replies;
+mod server;
+#[path = "../shared/size.rs"]
+mod size;
+mod stream;
 
-fn main() {}
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use nbd_proto::wire::Name;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use backend::{Backend, CachedBackend, DelayBackend, Delays, FileBackend, MemoryBackend};
+use listener::{Listener, accept_until};
+use log::{Log, warn};
+use options::{Options, Storage};
+use server::Server;
+
+/// The most that the cache of one connection holds, in bytes.
+const CACHE: usize = 64 << 20;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            warn(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let storage = open_storage(options)?;
+    let mut exports = options.export.names.clone();
+    if exports.is_empty() {
+        exports.push(Name::default());
+    }
+    let server = Server::new(
+        Arc::clone(&storage),
+        options.flush.config(),
+        exports,
+        options.export.read_only,
+        options.threads,
+        Log::new(options.log),
+    )
+    .context("this storage does not suit the --multi-conn mode")?;
+    let mut stop = stop_signals().context("cannot watch for signals")?;
+    let listeners = Listener::open(&options.sockets)?;
+    introduce(options, &server, &listeners);
+    accept_until(&mut stop, &listeners, &server)?;
+    drop(listeners);
+    say(format_args!("\nstopping: finishing what is in flight"));
+    exit_on_second_signal(stop);
+    server
+        .stop()
+        .context("the last flush failed: what was written since the one before may be lost")?;
+    say(format_args!("stopped, all data is on permanent storage"));
+    Ok(())
+}
+
+fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
+    let mut storage: Arc<dyn Backend> = match &options.storage {
+        None | Some(Storage::Memory) => Arc::new(
+            MemoryBackend::new(options.export.size, None).context("cannot set up the memory")?,
+        ),
+        Some(Storage::File { path }) => {
+            Arc::new(FileBackend::open(path, options.export.read_only)?)
+        }
+    };
+    if options.flush.cache {
+        storage = Arc::new(CachedBackend::new(storage, CACHE));
+    }
+    let delays = Delays {
+        read: options.delays.delay_read,
+        write: options.delays.delay_write,
+        flush: options.delays.delay_flush,
+    };
+    if !(delays.read.is_zero() && delays.write.is_zero() && delays.flush.is_zero()) {
+        storage = Arc::new(DelayBackend::new(storage, delays));
+    }
+    Ok(storage)
+}
+
+/// Something to read arrives here when the user, or the system, wants the server to end.
+fn stop_signals() -> io::Result<UnixStream> {
+    let (receiver, sender) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGINT, sender.try_clone()?)?;
+    signal_hook::low_level::pipe::register(SIGTERM, sender)?;
+    Ok(receiver)
+}
+
+/// Who asks twice does not want to wait.
+fn exit_on_second_signal(mut signals: UnixStream) {
+    let watch = move || {
+        if matches!(io::Read::read(&mut signals, &mut [0]), Ok(1)) {
+            warn(format_args!("stopped at once, unflushed data may be lost"));
+            std::process::exit(1);
+        }
+    };
+    // Without the thread, the user can still kill the program.
+    let _ = std::thread::Builder::new().spawn(watch);
+}
+
+/// Says what is served, where, and what to do with it.
+fn introduce(options: &Options, server: &Server, listeners: &[Listener]) {
+    let what = match &options.storage {
+        None | Some(Storage::Memory) => "of memory, empty at first".to_owned(),
+        Some(Storage::File { path }) => format!("in {}", path.display()),
+    };
+    let size = size::display_size(server.storage.size());
+    let cache = match options.flush.cache {
+        true => ", through a write-back cache per connection",
+        false => "",
+    };
+    let read_only = if options.export.read_only {
+        ", read-only"
+    } else {
+        ""
+    };
+    say(format_args!("serving {size} {what}{cache}{read_only}"));
+    for listener in listeners {
+        say(format_args!("listening on {}", listener.address()));
+    }
+    let Some(listener) = listeners.first() else {
+        return;
+    };
+    let first = server.exports.first().map_or("", Name::as_str);
+    let uri = listener.uri(first);
+    say(format_args!("\ntry, from another terminal:"));
+    say(format_args!("  nbdinfo '{uri}'"));
+    say(format_args!("  qemu-img info '{uri}'"));
+    say(format_args!("  nbdcopy --progress disk.img '{uri}'"));
+    if let Listener::Tcp(_, address) = listener {
+        let (ip, port) = (address.ip(), address.port());
+        let name = match first {
+            "" => String::new(),
+            name => format!(" -N '{name}'"),
+        };
+        say(format_args!(
+            "  sudo nbd-client{name} {ip} {port} /dev/nbd0 -C 4"
+        ));
+    }
+    say(format_args!("\nstop it with Ctrl-C"));
+}
+
+/// Writes a line to standard output, if it is still open.
+fn say(line: std::fmt::Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

@@ -1,0 +1,554 @@
+//! One client: its handshake, and the thread that reads its requests.
+//!
+//! The thread that reads also executes what cannot wait for a device, a batch at a time: all the
+//! requests that one read from the socket brought are begun, executed and answered together, with
+//! two turns at the coordinator and one write to the socket. Everything else goes to the
+//! connection's [`Crew`].
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use nbd_proto::error::Refusal;
+use nbd_proto::flush::{Advertised, Command, Conn, Decision, Op};
+use nbd_proto::handshake::{Ask, Export, ExportAsk, ServerConfig};
+use nbd_proto::io::server_handshake;
+use nbd_proto::limits::Limits;
+use nbd_proto::session::{BlockSizes, Session};
+use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
+use nbd_proto::wire::{CommandType, Errno, Name, Request, TransmissionFlags};
+use parking_lot::Mutex;
+
+use crate::backend::{Handle, Pace};
+use crate::budget::Budget;
+use crate::crew::Crew;
+use crate::execute::{Task, execute};
+use crate::log::warn;
+use crate::replies::Replies;
+use crate::server::{Server, carry_out};
+use crate::stream::Stream;
+
+/// Bytes taken from the socket at once. Payload beyond it is read straight to where it is needed.
+const INPUT: usize = 64 << 10;
+
+/// A batch is answered when its replies have this many bytes, and not only when the input is used
+/// up.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Payload is read in steps of this size, so that memory is taken as data arrives, and not as it
+/// is announced.
+const PAYLOAD_STEP: u64 = 1 << 20;
+
+pub(crate) struct Connection {
+    pub(crate) id: u64,
+    pub(crate) server: Arc<Server>,
+    pub(crate) stream: Stream,
+    pub(crate) budget: Budget,
+    pub(crate) crew: Crew,
+    conn: OnceLock<Conn>,
+    advertised: OnceLock<Advertised>,
+    /// Until the coordinator releases it.
+    handle: Mutex<Option<Arc<dyn Handle>>>,
+    encoder: OnceLock<ReplyEncoder>,
+    /// Only one thread writes replies at a time.
+    writing: Mutex<()>,
+    broken: AtomicBool,
+}
+
+impl Connection {
+    pub(crate) fn new(id: u64, server: Arc<Server>, stream: Stream) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            crew: Crew::new(server.threads),
+            server,
+            stream,
+            budget: Budget::default(),
+            conn: OnceLock::new(),
+            advertised: OnceLock::new(),
+            handle: Mutex::new(None),
+            encoder: OnceLock::new(),
+            writing: Mutex::new(()),
+            broken: AtomicBool::new(false),
+        })
+    }
+
+    /// The backend handle; `None` before it is opened, and after its release.
+    pub(crate) fn handle(&self) -> Option<Arc<dyn Handle>> {
+        self.handle.lock().clone()
+    }
+
+    /// How replies look. Only used during transmission, which begins with its being set.
+    pub(crate) fn encoder(&self) -> Option<&ReplyEncoder> {
+        self.encoder.get()
+    }
+
+    /// Serves the client until it goes, or has to go.
+    pub(crate) fn run(self: &Arc<Self>) {
+        match self.shake_hands() {
+            Ok(Some(session)) => {
+                self.server.log.line(|| self.greeted(&session));
+                if let Err(error) = self.serve(&session) {
+                    self.server
+                        .log
+                        .line(|| format!("connection {}: {error}", self.id));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.server
+                    .log
+                    .line(|| format!("connection {}: {error}", self.id));
+            }
+        }
+        match (self.conn.get(), self.advertised.get()) {
+            // It is closed when the coordinator releases it.
+            (Some(&conn), Some(_)) => {
+                let mut coordinator = self.server.coordinator.lock();
+                coordinator.disconnect(conn);
+                carry_out(&mut coordinator);
+            }
+            // It was never open, and nothing waits for it.
+            (Some(&conn), None) => {
+                self.server.coordinator.lock().disconnect(conn);
+                self.close();
+            }
+            (None, _) => self.close(),
+        }
+    }
+
+    fn greeted(&self, session: &Session) -> String {
+        format!(
+            "connection {}: export {:?}, {:?} replies, {:?}",
+            self.id,
+            session.export(),
+            session.reply_style(),
+            session.flags()
+        )
+    }
+
+    fn shake_hands(self: &Arc<Self>) -> io::Result<Option<Session>> {
+        let mut stream = &self.stream;
+        let session = server_handshake(&mut stream, ServerConfig::new(), |ask| match ask {
+            Ask::List(ask) => {
+                let described = |name| (name, const { &Name::EMPTY });
+                ask.accept(self.server.exports.iter().map(described));
+            }
+            Ask::Export(ask) => self.offer(ask),
+            _ => {}
+        })?;
+        Ok(session)
+    }
+
+    fn offer(self: &Arc<Self>, ask: ExportAsk<'_>) {
+        if !self.server.exports.contains(ask.name()) {
+            return ask.refuse(Refusal::UnknownExport);
+        }
+        match self.flags() {
+            Ok(flags) => {
+                let storage = &self.server.can;
+                let size = self.server.storage.size();
+                let export = Export::new(ask.name().clone(), size, flags);
+                ask.accept(
+                    &export
+                        .with_block_sizes(block_sizes(storage.min_block, storage.preferred_block)),
+                );
+            }
+            Err(error) => {
+                warn(format_args!("cannot serve connection {}: {error}", self.id));
+                ask.refuse(Refusal::Policy);
+            }
+        }
+    }
+
+    /// What the export can do on this connection. The first time, the backend handle is opened.
+    fn flags(self: &Arc<Self>) -> io::Result<TransmissionFlags> {
+        let can = &self.server.can;
+        let mut flags = TransmissionFlags::SEND_DF;
+        flags.set(TransmissionFlags::READ_ONLY, can.read_only);
+        flags.set(TransmissionFlags::SEND_TRIM, can.trim && !can.read_only);
+        flags.set(
+            TransmissionFlags::SEND_WRITE_ZEROES,
+            can.write_zeroes && !can.read_only,
+        );
+        flags.set(
+            TransmissionFlags::SEND_FAST_ZERO,
+            can.fast_zero && !can.read_only,
+        );
+        flags.set(TransmissionFlags::SEND_CACHE, can.cache);
+        let advertised = match self.advertised.get() {
+            Some(&advertised) => advertised,
+            None => self.open()?,
+        };
+        flags.set(TransmissionFlags::CAN_MULTI_CONN, advertised.multi_conn);
+        flags.set(TransmissionFlags::SEND_FLUSH, advertised.flush);
+        flags.set(TransmissionFlags::SEND_FUA, advertised.fua);
+        Ok(flags)
+    }
+
+    fn open(self: &Arc<Self>) -> io::Result<Advertised> {
+        if self.conn.get().is_some() {
+            return Err(io::Error::other("it could not be opened before"));
+        }
+        let conn = self
+            .server
+            .coordinator
+            .lock()
+            .connect(Arc::clone(self), &());
+        let _ = self.conn.set(conn);
+        let handle = self.server.storage.open()?;
+        *self.handle.lock() = Some(handle);
+        let backend = self.server.backend;
+        let opened = self.server.coordinator.lock().opened(conn, backend);
+        let advertised = opened.map_err(io::Error::other)?;
+        let _ = self.advertised.set(advertised);
+        Ok(advertised)
+    }
+
+    /// Reads requests until the client has no more.
+    fn serve(self: &Arc<Self>, session: &Session) -> io::Result<()> {
+        let encoder = *self.encoder.get_or_init(|| ReplyEncoder::new(session));
+        let Some(handle) = self.handle() else {
+            return Ok(());
+        };
+        let mut input = Input::new();
+        let mut decoder = RequestDecoder::new(session, &Limits::new());
+        let mut batch = Batch::new(self, &encoder, &*handle);
+        loop {
+            let mut rest = input.unread();
+            let event = decoder.next(&mut rest).map_err(io::Error::other);
+            let left = rest.len();
+            let request = match event {
+                Ok(Some(RequestEvent::Request(request))) => request,
+                // Payload is taken together with its request.
+                Ok(Some(RequestEvent::Payload(_))) => {
+                    input.keep(left);
+                    continue;
+                }
+                Ok(Some(RequestEvent::Disconnect)) => {
+                    return batch.finish();
+                }
+                Ok(None) => {
+                    input.keep(left);
+                    batch.finish()?;
+                    if self.server.is_stopping() {
+                        return Ok(());
+                    }
+                    if input.fill(&self.stream)? == 0 {
+                        return decoder.on_eof().map_err(io::Error::other);
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    batch.finish()?;
+                    return Err(error);
+                }
+            };
+            input.keep(left);
+            if let Err(why) = session.check(&request) {
+                decoder.skip_payload();
+                batch.refuse(&request, why.errno(), &why.to_string());
+                continue;
+            }
+            let payload = input.payload(&mut decoder, &self.stream, &mut batch)?;
+            batch.add(request, payload)?;
+        }
+    }
+
+    /// Sends bytes to the client. If it does not take them, it is gone: what remains to be sent
+    /// to it is dropped.
+    pub(crate) fn send(&self, parts: &[&[u8]]) {
+        let _writing = self.writing.lock();
+        let mut stream = &self.stream;
+        for part in parts {
+            if self.broken.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = stream.write_all(part) {
+                self.broken.store(true, Ordering::Relaxed);
+                self.server
+                    .log
+                    .line(|| format!("connection {}: cannot reply: {error}", self.id));
+                // The thread that reads need not wait for more.
+                self.stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// The last act of a connection: all is done and answered.
+    pub(crate) fn close(&self) {
+        if let Some(handle) = self.handle.lock().take() {
+            self.server.close_handle(&*handle);
+        }
+        self.stream.shutdown(Shutdown::Both);
+        self.server.gone(self.id);
+    }
+}
+
+/// The size constraints of the storage; it does not announce illegal ones.
+fn block_sizes(minimum: u32, preferred: u32) -> BlockSizes {
+    let most = BlockSizes::DEFAULT.max_payload();
+    BlockSizes::new(minimum, preferred, most).unwrap_or_default()
+}
+
+/// Bytes that were read from the socket, but not decoded.
+struct Input {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; INPUT].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Only the last `left` bytes have not been taken.
+    fn keep(&mut self, left: usize) {
+        self.start = self.end - left;
+    }
+
+    /// Reads once; 0 at the end. Everything that was there has been taken.
+    fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
+        let mut stream = stream;
+        self.start = 0;
+        self.end = loop {
+            match stream.read(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        Ok(self.end)
+    }
+
+    /// Takes the payload of the request that was just decoded.
+    fn payload(
+        &mut self,
+        decoder: &mut RequestDecoder,
+        stream: &Stream,
+        batch: &mut Batch<'_>,
+    ) -> io::Result<Vec<u8>> {
+        let mut payload = batch.buffer();
+        let here = self.unread();
+        let take = usize::try_from(decoder.payload_left())
+            .unwrap_or(usize::MAX)
+            .min(here.len());
+        payload.extend_from_slice(&here[..take]);
+        self.start += take;
+        decoder.payload_read(take as u64);
+        if decoder.payload_left() > 0 {
+            // Waiting for more with answers in hand would keep the client waiting, too.
+            batch.finish()?;
+        }
+        while decoder.payload_left() > 0 {
+            let step = decoder.payload_left().min(PAYLOAD_STEP);
+            payload
+                .try_reserve(usize::try_from(step).unwrap_or(usize::MAX))
+                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            let read = stream.take(step).read_to_end(&mut payload)?;
+            if read == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            decoder.payload_read(read as u64);
+        }
+        Ok(payload)
+    }
+}
+
+/// Requests that were read together and are answered together.
+struct Batch<'c> {
+    connection: &'c Arc<Connection>,
+    handle: &'c dyn Handle,
+    pace: Pace,
+    /// Not begun yet.
+    tasks: Vec<Task>,
+    /// Begun, to be executed here.
+    begun: Vec<(Op, Task)>,
+    replies: Replies,
+    encoder: &'c ReplyEncoder,
+    bytes: usize,
+    /// Payload buffers for use again.
+    spare: Vec<Vec<u8>>,
+}
+
+impl<'c> Batch<'c> {
+    fn new(
+        connection: &'c Arc<Connection>,
+        encoder: &'c ReplyEncoder,
+        handle: &'c dyn Handle,
+    ) -> Self {
+        Self {
+            connection,
+            handle,
+            pace: handle.pace(),
+            tasks: Vec::new(),
+            begun: Vec::new(),
+            replies: Replies::new(),
+            encoder,
+            bytes: 0,
+            spare: Vec::new(),
+        }
+    }
+
+    /// An empty payload buffer.
+    fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn refuse(&mut self, request: &Request, errno: Errno, message: &str) {
+        let connection = self.connection;
+        connection.server.log.line(|| {
+            let id = connection.id;
+            format!("connection {id}: {request:?} refused: {message}")
+        });
+        self.replies.error(self.encoder, request, errno, message);
+    }
+
+    fn add(&mut self, request: Request, payload: Vec<u8>) -> io::Result<()> {
+        if request.length == 0 && request.kind != CommandType::FLUSH {
+            // Nothing is done to nothing; the answer is success.
+            self.replies.ok(self.encoder, &request);
+            return Ok(());
+        }
+        let task = Task { request, payload };
+        let held = task.held_bytes();
+        if self.connection.budget.is_spent(held) {
+            // What is in hand may be what the budget is spent on.
+            self.finish()?;
+        }
+        self.connection.budget.take(held);
+        self.bytes = self
+            .bytes
+            .saturating_add(usize::try_from(held).unwrap_or(usize::MAX));
+        self.tasks.push(task);
+        if self.bytes >= BATCH_BYTES {
+            self.finish()?;
+        }
+        Ok(())
+    }
+
+    /// Executes and answers all that is in hand.
+    fn finish(&mut self) -> io::Result<()> {
+        self.bytes = 0;
+        if !self.tasks.is_empty() {
+            self.begin();
+            self.execute();
+        }
+        if !self.replies.is_empty() {
+            let connection = self.connection;
+            self.replies.send(|bytes| connection.send(&[bytes]));
+        }
+        if self.connection.broken.load(Ordering::Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        Ok(())
+    }
+
+    /// Asks the coordinator about each request.
+    fn begin(&mut self) {
+        let Some(&conn) = self.connection.conn.get() else {
+            return;
+        };
+        let server = &self.connection.server;
+        let mut coordinator = server.coordinator.lock();
+        for task in self.tasks.drain(..) {
+            let request = task.request;
+            server
+                .log
+                .line(|| format!("connection {}: {request:?}", self.connection.id));
+            let command =
+                Command::new(request.kind, request.offset, request.length).with_fua(task.is_fua());
+            match coordinator.command(conn, command, task) {
+                Decision::Execute { op, tag } => self.begun.push((op, tag)),
+                Decision::Reply { tag, result } => {
+                    self.connection.budget.give_back(tag.held_bytes());
+                    self.replies.result(self.encoder, &tag.request, result);
+                }
+                Decision::Closed { tag } => {
+                    self.connection.budget.give_back(tag.held_bytes());
+                    let errno = Errno::ESHUTDOWN;
+                    self.replies.result(self.encoder, &tag.request, Err(errno));
+                }
+                // The rest of the story is an action.
+                _ => {}
+            }
+        }
+        carry_out(&mut coordinator);
+    }
+
+    /// Executes what does not wait; the rest is for the crew. What was executed is completed
+    /// before its reply is sent.
+    fn execute(&mut self) {
+        let mut done: Vec<(Op, Task, Result<(), Errno>)> = Vec::with_capacity(self.begun.len());
+        for (op, task) in self.begun.drain(..) {
+            let Some(result) = try_execute(
+                self.handle,
+                self.pace,
+                self.encoder,
+                &op,
+                &task,
+                &mut self.replies,
+            ) else {
+                self.connection.crew.execute(self.connection, op, task);
+                continue;
+            };
+            done.push((op, task, result));
+        }
+        if done.is_empty() {
+            return;
+        }
+        let mut coordinator = self.connection.server.coordinator.lock();
+        for (op, task, result) in done {
+            match coordinator.complete(op, task, result) {
+                Decision::Reply { tag: task, result } => {
+                    self.connection.budget.give_back(task.held_bytes());
+                    // The reply to a read stands there already.
+                    if task.request.kind != CommandType::READ {
+                        self.replies.result(self.encoder, &task.request, result);
+                    }
+                    if self.spare.len() < 64 && task.payload.capacity() <= INPUT {
+                        let mut payload = task.payload;
+                        payload.clear();
+                        self.spare.push(payload);
+                    }
+                }
+                Decision::Closed { tag: task } => {
+                    self.connection.budget.give_back(task.held_bytes());
+                }
+                _ => {}
+            }
+        }
+        carry_out(&mut coordinator);
+    }
+}
+
+/// Executes a command if it does not have to wait for a device. A read leaves its reply.
+fn try_execute(
+    handle: &dyn Handle,
+    pace: Pace,
+    encoder: &ReplyEncoder,
+    op: &Op,
+    task: &Task,
+    replies: &mut Replies,
+) -> Option<Result<(), Errno>> {
+    let request = &task.request;
+    match (pace, request.kind) {
+        (Pace::Immediate, CommandType::READ) => Some(replies.read(encoder, request, |buffer| {
+            handle.read(request.offset, buffer)
+        })),
+        (Pace::Immediate, _) => Some(execute(handle, task, op.fua())),
+        (_, CommandType::READ) => replies.try_read(encoder, request, |buffer| {
+            handle.try_read(request.offset, buffer)
+        }),
+        (Pace::Buffered, CommandType::WRITE) if !op.fua() => Some(execute(handle, task, false)),
+        _ => None,
+    }
+}

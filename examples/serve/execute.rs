@@ -1,0 +1,69 @@
+//! Commands, executed on a backend handle.
+
+use std::io;
+
+use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
+
+use crate::backend::{Handle, Zeroing};
+
+/// A request that was checked, with its payload.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) request: Request,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Task {
+    pub(crate) fn is_fua(&self) -> bool {
+        self.request.flags.contains(CommandFlags::FUA)
+    }
+
+    /// How many bytes it makes the server hold, until it is answered.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        match self.request.kind {
+            CommandType::READ | CommandType::WRITE => self.request.length,
+            _ => 0,
+        }
+    }
+}
+
+/// Executes everything but reads, whose data goes elsewhere.
+pub(crate) fn execute(handle: &dyn Handle, task: &Task, fua: bool) -> Result<(), Errno> {
+    let Request {
+        offset,
+        length,
+        flags,
+        ..
+    } = task.request;
+    let result = match task.request.kind {
+        CommandType::WRITE => handle.write(offset, &task.payload, fua),
+        CommandType::TRIM => handle.trim(offset, length, fua),
+        CommandType::WRITE_ZEROES => {
+            let how = Zeroing {
+                fua,
+                may_trim: !flags.contains(CommandFlags::NO_HOLE),
+                fast_only: flags.contains(CommandFlags::FAST_ZERO),
+            };
+            handle.write_zeroes(offset, length, how)
+        }
+        CommandType::CACHE => handle.cache(offset, length),
+        // Nothing else passes the check of a session without meta contexts.
+        _ => return Err(Errno::EINVAL),
+    };
+    result.map_err(|error| to_errno(&error))
+}
+
+/// What the client is told.
+pub(crate) fn to_errno(error: &io::Error) -> Errno {
+    match error.kind() {
+        io::ErrorKind::InvalidInput => Errno::EINVAL,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Errno::EPERM,
+        // proto.md "Error values": EDQUOT and EFBIG are ENOSPC, too.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Errno::ENOSPC
+        }
+        io::ErrorKind::OutOfMemory => Errno::ENOMEM,
+        io::ErrorKind::Unsupported => Errno::ENOTSUP,
+        _ => Errno::EIO,
+    }
+}

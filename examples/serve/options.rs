@@ -1,0 +1,170 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use nbd_proto::flush::{Config, Mode, TrackDirty};
+use nbd_proto::wire::Name;
+
+use crate::size::parse_size;
+
+/// An NBD server over memory or a file, for any number of connections.
+///
+/// Without arguments it serves 1 GiB of memory on 127.0.0.1, port 10809, to whoever connects.
+#[derive(Debug, Parser)]
+#[command(name = "serve", max_term_width = 100)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) storage: Option<Storage>,
+
+    #[command(flatten)]
+    pub(crate) sockets: Sockets,
+
+    #[command(flatten)]
+    pub(crate) export: Export,
+
+    #[command(flatten)]
+    pub(crate) flush: Flush,
+
+    #[command(flatten)]
+    pub(crate) delays: Delays,
+
+    /// How many commands of one connection may wait for storage at the same time
+    #[arg(long, default_value_t = 16, global = true,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: u16,
+
+    /// Log connections, commands and backend flushes to standard error
+    #[arg(long, global = true)]
+    pub(crate) log: bool,
+}
+
+/// What is served.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Storage {
+    /// Memory that is empty at first, and takes only as much as is written (the default)
+    Memory,
+    /// A file or block device, which has to exist
+    File {
+        /// Its path
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sockets")]
+pub(crate) struct Sockets {
+    /// The TCP port; 0 lets the system choose one
+    #[arg(long, global = true)]
+    pub(crate) port: Option<u16>,
+
+    /// The address to listen on; the protocol has no passwords, so think before opening it up
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    pub(crate) bind: Option<IpAddr>,
+
+    /// Listen on a unix socket; then TCP only with --port or --bind
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(crate) unix: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Export")]
+pub(crate) struct Export {
+    /// The size of the memory: bytes, or with a suffix K, M, G, T
+    #[arg(long, default_value = "1G", value_parser = parse_size, global = true)]
+    pub(crate) size: u64,
+
+    /// A name under which the storage is exported; may be given several times. Without it, only
+    /// the default export, whose name is empty
+    #[arg(long = "export", value_name = "NAME", global = true)]
+    pub(crate) names: Vec<Name>,
+
+    /// Refuse everything that would modify the storage
+    #[arg(long, global = true)]
+    pub(crate) read_only: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Caching and flushing")]
+pub(crate) struct Flush {
+    /// Put a write-back cache over the storage, one per connection
+    #[arg(long, global = true)]
+    pub(crate) cache: bool,
+
+    /// How flushes work across connections: auto, emulate, plugin, disable or unsafe
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Auto, global = true)]
+    pub(crate) multi_conn: Mode,
+
+    /// How much is tracked to avoid flushes: connection, fast or off
+    #[arg(long, value_name = "LEVEL", default_value_t = TrackDirty::Connection, global = true)]
+    pub(crate) track_dirty: TrackDirty,
+}
+
+impl Flush {
+    pub(crate) fn config(&self) -> Config {
+        Config::new()
+            .with_mode(self.multi_conn)
+            .with_track_dirty(self.track_dirty)
+    }
+}
+
+/// Delays, to shape schedules from outside.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Delays (milliseconds, below the coordination of flushes)")]
+pub(crate) struct Delays {
+    /// Before each read
+    #[arg(long, value_name = "MS", default_value = "0", value_parser = parse_delay, global = true)]
+    pub(crate) delay_read: Duration,
+
+    /// Before each write, zeroing and trim
+    #[arg(long, value_name = "MS", default_value = "0", value_parser = parse_delay, global = true)]
+    pub(crate) delay_write: Duration,
+
+    /// Before each flush of a backend handle
+    #[arg(long, value_name = "MS", default_value = "0", value_parser = parse_delay, global = true)]
+    pub(crate) delay_flush: Duration,
+}
+
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let milliseconds: u32 = text
+        .parse()
+        .map_err(|_| "not a whole number of milliseconds".to_owned())?;
+    Ok(Duration::from_millis(milliseconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_before_or_after_the_storage() {
+        for line in [
+            "serve --port 0 --cache file disk.img",
+            "serve file disk.img --cache --port 0",
+        ] {
+            let options = Options::try_parse_from(line.split(' ')).unwrap();
+            assert!(options.flush.cache);
+            assert_eq!(options.sockets.port, Some(0));
+            assert!(matches!(options.storage, Some(Storage::File { .. })));
+        }
+        let options = Options::try_parse_from(["serve"]).unwrap();
+        assert!(options.storage.is_none());
+        assert_eq!(options.export.size, 1 << 30);
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_the_right_ones() {
+        let error = Options::try_parse_from(["serve", "--multi-conn", "yes"]).unwrap_err();
+        assert!(error.to_string().contains("emulate"), "{error}");
+        assert!(Options::try_parse_from(["serve", "--size", "1X"]).is_err());
+        assert!(Options::try_parse_from(["serve", "--threads", "0"]).is_err());
+    }
+}
