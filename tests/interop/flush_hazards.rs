@@ -1,0 +1,211 @@
+//! Schedules in which a server with one cache per connection loses data or shows old data, unless
+//! it coordinates: played on a running server, where delays hold commands in the backend.
+//!
+//! Whatever the order in which the server happens to see the requests, what is asserted must
+//! hold; the pauses only make the dangerous order the likely one. They are no synchronisation.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use crate::raw::{FLUSH, READ, Raw};
+use crate::server::{Serve, Server, Storage};
+
+const OLD: &[u8] = &[0; 8];
+const X: &[u8] = b"xxxxxxxx";
+const Y: &[u8] = b"yyyyyyyy";
+
+fn serve() -> Serve {
+    Serve::over(Storage::Cached).size(1 << 20)
+}
+
+/// Long enough for a request to reach the backend, where it is held for 400 ms.
+fn let_it_begin() {
+    thread::sleep(Duration::from_millis(100));
+}
+
+const HELD: u64 = 400;
+
+#[track_caller]
+fn assert_durable(mut server: Server, offset: usize, data: &[u8]) {
+    server.kill();
+    assert_eq!(
+        &fs::read(server.image()).unwrap()[offset..offset + data.len()],
+        data,
+        "durable"
+    );
+}
+
+#[track_caller]
+fn assert_reads(client: &mut Raw, data: &[u8]) {
+    assert_eq!(client.read(0, 8).unwrap(), data, "visible");
+}
+
+#[test]
+fn t1_a_write_that_ends_after_a_flush_of_another_is_covered_by_the_next() {
+    let server = serve().delay("write", HELD).start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    let write = c1.send_write(0, X, 0);
+    let_it_begin();
+    c2.flush().unwrap();
+    c1.wait(write).unwrap();
+    c2.flush().unwrap();
+    assert_reads(&mut c2, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn t2_a_write_that_ends_after_a_flush_of_its_own_connection_is_covered_by_the_next() {
+    let server = serve().delay("write", HELD).start();
+    let mut c1 = server.connect();
+    let write = c1.send_write(0, X, 0);
+    let early = c1.send(FLUSH, 0, 0, 0);
+    c1.wait(early).unwrap();
+    c1.wait(write).unwrap();
+    c1.flush().unwrap();
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn t3_a_write_inside_a_flush_is_covered_by_the_next() {
+    let server = serve().delay("flush", HELD).start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    c1.write(4096, Y).unwrap();
+    let flush = c1.send_flush();
+    let_it_begin();
+    c1.write(0, X).unwrap();
+    c1.wait(flush).unwrap();
+    c2.flush().unwrap();
+    assert_reads(&mut c2, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn r1_a_read_during_a_round_does_not_keep_old_data() {
+    let server = serve().delay("flush", HELD).start();
+    let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
+    assert_reads(&mut c1, OLD);
+    c2.write(0, X).unwrap();
+    let flush = c3.send_flush();
+    let_it_begin();
+    c1.read(0, 8).unwrap();
+    c3.wait(flush).unwrap();
+    assert_reads(&mut c1, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn r2_a_read_held_across_a_flush_does_not_keep_old_data() {
+    let server = serve().delay("read", HELD).start();
+    let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
+    let read = c1.send(READ, 0, 0, 8);
+    let_it_begin();
+    c2.write(0, X).unwrap();
+    c3.flush().unwrap();
+    c1.wait(read).unwrap();
+    assert_reads(&mut c1, X);
+}
+
+#[test]
+fn r3_a_write_held_across_a_flush_does_not_keep_its_neighbours_old() {
+    let server = serve().delay("write", HELD).start();
+    let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
+    let other = c1.send_write(16, Y, 0);
+    let_it_begin();
+    c2.write(0, X).unwrap();
+    c3.flush().unwrap();
+    c1.wait(other).unwrap();
+    assert_reads(&mut c1, X);
+}
+
+#[test]
+fn r5_fua_of_one_connection_is_seen_by_another_that_read_before() {
+    let server = serve().delay("flush", HELD / 4).start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    assert_reads(&mut c1, OLD);
+    let fua = c2.send_write(0, X, crate::raw::FUA);
+    c1.read(0, 8).unwrap();
+    c2.wait(fua).unwrap();
+    assert_reads(&mut c1, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn c1_a_connection_that_left_politely_is_covered() {
+    let server = serve().start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    c1.write(0, X).unwrap();
+    c1.disconnect();
+    c2.flush().unwrap();
+    assert_reads(&mut c2, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn c1_a_connection_that_died_is_covered() {
+    let server = serve().start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    c1.write(0, X).unwrap();
+    drop(c1);
+    c2.flush().unwrap();
+    assert_reads(&mut c2, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn c2_a_flush_waits_for_a_connection_that_is_leaving() {
+    let server = serve().delay("flush", HELD).start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    c1.write(0, X).unwrap();
+    c1.disconnect();
+    let_it_begin();
+    c2.flush().unwrap();
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn c3_a_connection_that_opens_during_a_round_serves_new_data_after_it() {
+    let server = serve().delay("flush", HELD).start();
+    let (mut c1, mut c3) = (server.connect(), server.connect());
+    c1.write(0, X).unwrap();
+    let flush = c3.send_flush();
+    let_it_begin();
+    let mut c2 = server.connect();
+    c2.read(0, 8).unwrap();
+    c3.wait(flush).unwrap();
+    assert_reads(&mut c2, X);
+}
+
+#[test]
+fn o1_the_later_of_two_writes_stays() {
+    let server = serve().start();
+    let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
+    c2.write(0, X).unwrap();
+    c1.write(0, Y).unwrap();
+    c3.flush().unwrap();
+    assert_reads(&mut c3, Y);
+    assert_durable(server, 0, Y);
+}
+
+#[test]
+fn o2_fua_over_an_older_write_stays() {
+    let server = serve().start();
+    let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
+    c2.write(0, X).unwrap();
+    c1.write_fua(0, Y).unwrap();
+    c3.flush().unwrap();
+    assert_reads(&mut c2, Y);
+    assert_durable(server, 0, Y);
+}
+
+#[test]
+fn o3_neighbours_in_one_block_both_stay() {
+    let server = serve().start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    c1.write(0, &X[..4]).unwrap();
+    c2.write(4, &Y[..4]).unwrap();
+    c1.flush().unwrap();
+    assert_reads(&mut c1, b"xxxxyyyy");
+    assert_reads(&mut c2, b"xxxxyyyy");
+    assert_durable(server, 0, b"xxxxyyyy");
+}

@@ -1,0 +1,47 @@
+//! Real NBD programs against `examples/serve` and `examples/copy`.
+//!
+//! Every test starts its own server, on a port or a socket that nobody else has, and stops what
+//! it started. A program that is not installed is a failure, with the name of its Debian package:
+//! a suite that skips proves nothing.
+//!
+//! `INTEROP_SEED`, `INTEROP_COPY_MIB`, `INTEROP_KILL_ROUNDS` and `INTEROP_FIO_SECONDS` make the
+//! tests of the same names longer. `INTEROP_SERVE=nbdkit` and `INTEROP_COPY=nbdcopy` put those
+//! programs in the place of ours, which is how to find out whether the suite or the program is at
+//! fault (not all of it passes there, see each test).
+
+/// Runs each named check over every storage that `serve` offers, as a test of its own.
+macro_rules! over_every_storage {
+    ($($check:ident),+ $(,)?) => {
+        mod memory {
+            $(#[test] fn $check() { super::$check($crate::server::Storage::Memory); })+
+        }
+        mod file {
+            $(#[test] fn $check() { super::$check($crate::server::Storage::File); })+
+        }
+        mod cached {
+            $(#[test] fn $check() { super::$check($crate::server::Storage::Cached); })+
+        }
+    };
+}
+
+// The harness.
+mod content;
+mod hostile;
+mod process;
+mod raw;
+mod server;
+mod settings;
+
+// The subjects.
+mod bad_input;
+mod copy;
+mod copy_lies;
+mod durability;
+mod fio;
+mod flush_hazards;
+mod libnbd;
+mod nbd_client;
+mod nbdcopy;
+mod nbdinfo;
+mod qemu;
+mod shutdown;
