@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::content::{assert_same, random_file};
 use crate::process::{Finished, LONG, Process, run};
-use crate::server::{Serve, Server, Storage, copy_command, make_qcow2};
+use crate::server::{NbdServer, Serve, Server, Storage, copy_command, make_qcow2};
 use crate::settings::{seed, whole_machine};
 
 const SIZE: u64 = 16 << 20;
@@ -84,13 +84,14 @@ fn an_odd_size_goes_to_serve_and_back(storage: Storage) {
 
 fn a_server_killed_midway_is_an_error(storage: Storage) {
     let files = Files::new(4096);
-    // A size and a delay with which no copy ends within the pause below.
-    let mut server = Serve::over(storage)
-        .size(4 << 30)
-        .delay("read", 200)
-        .start();
+    let mut server = Serve::over(storage).size(SIZE).delay("read", 3000).start();
+    // Data, lest a copier that asks where the holes are has nothing to read.
+    let mut client = server.connect();
+    client.write(0, &[1; 1 << 20]).unwrap();
+    client.flush().unwrap();
     let running = Process::start(&mut copy_command(&server.uri(), text(&files.after)));
-    thread::sleep(Duration::from_millis(400));
+    // No read is answered so soon.
+    thread::sleep(Duration::from_millis(700));
     server.kill();
     assert_fails_well(&running.finish(LONG));
 }
@@ -185,8 +186,8 @@ fn a_file_is_copied_to_qemu_nbd() {
 #[test]
 fn nbd_server_is_copied_to_a_file() {
     let files = Files::new(SIZE);
-    let server = Server::nbd_server(&files.before);
-    copy(&server.uri_of("disk"), text(&files.after)).ok();
+    let server = NbdServer::start(&files.before);
+    copy(&server.uri(), text(&files.after)).ok();
     files.assert_copied();
 }
 

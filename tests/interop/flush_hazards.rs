@@ -8,7 +8,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use crate::raw::{FLUSH, READ, Raw};
+use crate::raw::{CAN_MULTI_CONN, FLUSH, FUA, READ, Raw, SEND_FLUSH, SEND_FUA};
 use crate::server::{Serve, Server, Storage};
 
 const OLD: &[u8] = &[0; 8];
@@ -39,6 +39,12 @@ fn assert_durable(mut server: Server, offset: usize, data: &[u8]) {
 #[track_caller]
 fn assert_reads(client: &mut Raw, data: &[u8]) {
     assert_eq!(client.read(0, 8).unwrap(), data, "visible");
+}
+
+#[test]
+fn what_is_asserted_here_was_promised() {
+    let promised = SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
+    assert_eq!(serve().start().connect().flags & promised, promised);
 }
 
 #[test]
@@ -123,7 +129,7 @@ fn r5_fua_of_one_connection_is_seen_by_another_that_read_before() {
     let server = serve().delay("flush", HELD / 4).start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     assert_reads(&mut c1, OLD);
-    let fua = c2.send_write(0, X, crate::raw::FUA);
+    let fua = c2.send_write(0, X, FUA);
     c1.read(0, 8).unwrap();
     c2.wait(fua).unwrap();
     assert_reads(&mut c1, X);

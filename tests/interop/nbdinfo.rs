@@ -45,11 +45,10 @@ fn size_and_flags_are_those_of_the_export(storage: Storage) {
 
 fn what_is_offered_is_what_the_storage_can_do(storage: Storage) {
     let server = Serve::over(storage).start();
-    for what in ["write", "flush", "fua", "trim", "zero"] {
+    for what in ["write", "flush", "fua", "trim", "zero", "structured-reply"] {
         assert!(can(&server, &["--can", what]), "can {what}");
     }
     assert!(!can(&server, &["--is", "read-only"]));
-    assert!(can(&server, &["--has", "structured-reply"]));
 }
 
 fn a_map_is_drawn_or_declined_in_good_order(storage: Storage) {

@@ -38,6 +38,15 @@ fn package(program: &str) -> Option<&'static str> {
     })
 }
 
+/// The command line, as a person would type it.
+fn words(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// What a process said, as it says it.
 #[derive(Default)]
 struct Spoken {
@@ -69,7 +78,7 @@ pub(crate) struct Finished {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let what = format!("{command:?}");
+        let what = words(command);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -100,7 +109,7 @@ impl Process {
     }
 
     /// Waits until `find` makes something of the standard output so far.
-    pub(crate) fn wait_for_output<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> T {
+    pub(crate) fn wait_for_output<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
         let deadline = Instant::now() + SOON;
         let spoken = Arc::clone(&self.spoken);
         let mut text = spoken.text.lock().unwrap();

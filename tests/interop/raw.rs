@@ -19,6 +19,10 @@ pub(crate) const FLUSH: u16 = 3;
 
 pub(crate) const FUA: u16 = 1;
 
+pub(crate) const SEND_FLUSH: u16 = 1 << 2;
+pub(crate) const SEND_FUA: u16 = 1 << 3;
+pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
+
 pub(crate) const EIO: u32 = 5;
 pub(crate) const EINVAL: u32 = 22;
 

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::process::{LONG, Process, SOON, peer, run};
@@ -153,7 +153,7 @@ impl Serve {
                 .arg(self.size.to_string())
                 .arg("memory"),
         };
-        let mut process = Process::start(&mut command);
+        let process = Process::start(&mut command);
         let unix = self.unix;
         let endpoint = process.wait_for_output(|text| listening_on(text, unix));
         Server {
@@ -248,25 +248,8 @@ impl Server {
         Self::ready(Process::start(&mut command), socket, None, dir)
     }
 
-    /// Starts nbd-server on an image, as the export `disk`.
-    pub(crate) fn nbd_server(image: &Path) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("socket");
-        let config = format!(
-            "[generic]\nallowlist = true\nunixsock = {}\nlistenaddr = 127.0.0.1\nport = 0\n\
-             [disk]\nexportname = {}\nflush = true\nfua = true\n",
-            socket.display(),
-            image.display()
-        );
-        fs::write(dir.path().join("config"), config).unwrap();
-        let mut command = peer("nbd-server");
-        command.args(["-n", "-C"]).arg(dir.path().join("config"));
-        Self::ready(Process::start(&mut command), socket, None, dir)
-    }
-
     fn ready(mut process: Process, socket: PathBuf, image: Option<PathBuf>, dir: TempDir) -> Self {
         let deadline = Instant::now() + SOON;
-        // A connection is a client to some servers, so knock by the socket's existence only.
         while !socket.exists() {
             assert!(Instant::now() < deadline, "the server made no socket");
             assert!(process.ended().is_none(), "the server ended at its start");
@@ -349,6 +332,58 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.process.pid()))
             .unwrap()
             .count()
+    }
+}
+
+/// Between bind and listen, connections are refused.
+fn wait_until_it_accepts(socket: &Path) {
+    let deadline = Instant::now() + SOON;
+    while UnixStream::connect(socket).is_err() {
+        assert!(Instant::now() < deadline, "the server refuses connections");
+        thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// nbd-server, which serves more than one client only as a daemon; dropped, it is ended.
+pub(crate) struct NbdServer {
+    daemon: Pid,
+    dir: TempDir,
+}
+
+impl NbdServer {
+    /// Serves an image as the export `disk`.
+    pub(crate) fn start(image: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, config) = (dir.path().join("socket"), dir.path().join("config"));
+        let pid_file = dir.path().join("pid");
+        let text = format!(
+            "[generic]\nallowlist = true\nunixsock = {}\n\
+             [disk]\nexportname = {}\nflush = true\nfua = true\n",
+            socket.display(),
+            image.display()
+        );
+        fs::write(&config, text).unwrap();
+        run(peer("nbd-server")
+            .arg("-C")
+            .arg(config)
+            .arg("-p")
+            .arg(&pid_file))
+        .ok();
+        wait_until_it_accepts(&socket);
+        let pid = fs::read_to_string(pid_file).expect("nbd-server writes its process id");
+        let daemon = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        Self { daemon, dir }
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        Endpoint::Unix(self.dir.path().join("socket")).uri("disk")
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = kill_process(self.daemon, Signal::TERM);
     }
 }
 
