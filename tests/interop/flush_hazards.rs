@@ -19,12 +19,13 @@ fn serve() -> Serve {
     Serve::over(Storage::Cached).size(1 << 20)
 }
 
-/// Long enough for a request to reach the backend, where it is held for 400 ms.
-fn let_it_begin() {
-    thread::sleep(Duration::from_millis(100));
-}
-
+/// How long commands are held, in milliseconds.
 const HELD: u64 = 400;
+
+/// Long enough for a request to reach the backend, or for a connection to be gone.
+fn let_it_begin() {
+    thread::sleep(Duration::from_millis(HELD / 4));
+}
 
 #[track_caller]
 fn assert_durable(mut server: Server, offset: usize, data: &[u8]) {
@@ -39,6 +40,14 @@ fn assert_durable(mut server: Server, offset: usize, data: &[u8]) {
 #[track_caller]
 fn assert_reads(client: &mut Raw, data: &[u8]) {
     assert_eq!(client.read(0, 8).unwrap(), data, "visible");
+}
+
+/// Reads in every part of a round, whatever parts there are.
+fn read_all_through_a_round(client: &mut Raw) {
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(HELD / 10));
+        client.read(0, 8).unwrap();
+    }
 }
 
 #[test]
@@ -93,8 +102,7 @@ fn r1_a_read_during_a_round_does_not_keep_old_data() {
     assert_reads(&mut c1, OLD);
     c2.write(0, X).unwrap();
     let flush = c3.send_flush();
-    let_it_begin();
-    c1.read(0, 8).unwrap();
+    read_all_through_a_round(&mut c1);
     c3.wait(flush).unwrap();
     assert_reads(&mut c1, X);
     assert_durable(server, 0, X);
@@ -116,21 +124,23 @@ fn r2_a_read_held_across_a_flush_does_not_keep_old_data() {
 fn r3_a_write_held_across_a_flush_does_not_keep_its_neighbours_old() {
     let server = serve().delay("write", HELD).start();
     let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
-    let other = c1.send_write(16, Y, 0);
-    let_it_begin();
-    c2.write(0, X).unwrap();
+    let write = c2.send_write(0, X, 0);
+    // All writes are held for as long: what is to end last must begin last.
+    thread::sleep(Duration::from_millis(HELD / 2));
+    let neighbour = c1.send_write(16, Y, 0);
+    c2.wait(write).unwrap();
     c3.flush().unwrap();
-    c1.wait(other).unwrap();
+    c1.wait(neighbour).unwrap();
     assert_reads(&mut c1, X);
 }
 
 #[test]
-fn r5_fua_of_one_connection_is_seen_by_another_that_read_before() {
-    let server = serve().delay("flush", HELD / 4).start();
+fn r5_fua_is_seen_by_another_connection_that_reads_meanwhile() {
+    let server = serve().delay("flush", HELD).start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     assert_reads(&mut c1, OLD);
     let fua = c2.send_write(0, X, FUA);
-    c1.read(0, 8).unwrap();
+    read_all_through_a_round(&mut c1);
     c2.wait(fua).unwrap();
     assert_reads(&mut c1, X);
     assert_durable(server, 0, X);
@@ -142,6 +152,7 @@ fn c1_a_connection_that_left_politely_is_covered() {
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, X).unwrap();
     c1.disconnect();
+    let_it_begin();
     c2.flush().unwrap();
     assert_reads(&mut c2, X);
     assert_durable(server, 0, X);
@@ -149,6 +160,18 @@ fn c1_a_connection_that_left_politely_is_covered() {
 
 #[test]
 fn c1_a_connection_that_died_is_covered() {
+    let server = serve().start();
+    let (mut c1, mut c2) = (server.connect(), server.connect());
+    c1.write(0, X).unwrap();
+    drop(c1);
+    let_it_begin();
+    c2.flush().unwrap();
+    assert_reads(&mut c2, X);
+    assert_durable(server, 0, X);
+}
+
+#[test]
+fn c1_a_connection_that_leaves_while_another_flushes_is_covered() {
     let server = serve().start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, X).unwrap();
@@ -172,7 +195,9 @@ fn c2_a_flush_waits_for_a_connection_that_is_leaving() {
 #[test]
 fn c3_a_connection_that_opens_during_a_round_serves_new_data_after_it() {
     let server = serve().delay("flush", HELD).start();
-    let (mut c1, mut c3) = (server.connect(), server.connect());
+    let (mut c3, mut c1) = (server.connect(), server.connect());
+    // Where handles are visited in turn, this one keeps the writer's waiting.
+    c3.write(4096, Y).unwrap();
     c1.write(0, X).unwrap();
     let flush = c3.send_flush();
     let_it_begin();

@@ -6,10 +6,13 @@
 //!
 //! `INTEROP_SEED`, `INTEROP_COPY_MIB`, `INTEROP_KILL_ROUNDS` and `INTEROP_FIO_SECONDS` change
 //! what they name. `INTEROP_SERVE=nbdkit` and `INTEROP_COPY=nbdcopy` put those programs in the
-//! place of ours, to find out whether a failure is the suite's. With nbdkit 1.32.5 and libnbd
-//! 1.14.2 all must pass but the tests of a cache, which nbdkit does not have, those of a shutdown
-//! with open connections, for which it waits, a session cut anywhere, of which it dies, and in
-//! `copy_lies` those of incomplete replies and of the last flush, which nbdcopy does not see.
+//! place of ours (and nbdkit's multi-conn filter over a cache in Python in the place of `--cache`,
+//! which needs the Debian package nbdkit-plugin-python). What passes there is right in the suite;
+//! what fails there should be a fault that those programs are known for:
+//!
+//! - nbdkit 1.32.5 waits for its clients when it is asked to end, dies when one of them leaves with
+//!   commands in flight, and loses data or shows old data in most of `flush_hazards`;
+//! - nbdcopy 1.14.2 takes incomplete and overlapping replies, and sends no last flush.
 
 /// Runs each named check over every storage that `serve` offers, as a test of its own.
 macro_rules! over_every_storage {

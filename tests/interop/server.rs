@@ -164,7 +164,7 @@ impl Serve {
         }
     }
 
-    /// The nearest thing that nbdkit has. Its cache is shared, so no hazard can show.
+    /// The nearest thing that nbdkit has.
     fn nbdkit(&self, socket: &Path, image: Option<&Path>) -> Command {
         let mut command = nbdkit(socket);
         let mut parameters = Vec::new();
@@ -180,6 +180,20 @@ impl Serve {
         if let Some(mode) = self.multi_conn {
             command.arg("--filter=multi-conn");
             parameters.push(format!("multi-conn-mode={mode}"));
+        }
+        if self.storage == Storage::Cached {
+            let plugin = concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/interop/per_connection_cache.py"
+            );
+            command.args(["python", plugin]);
+            parameters.push(format!(
+                "image={}",
+                image.expect("a cache has a file").display()
+            ));
+            parameters.extend(self.delays.iter().map(|(what, ms)| format!("{what}={ms}")));
+            command.args(parameters);
+            return command;
         }
         if !self.delays.is_empty() {
             command.arg("--filter=delay");
