@@ -49,4 +49,5 @@ mod nbd_client;
 mod nbdcopy;
 mod nbdinfo;
 mod qemu;
+mod serve_command;
 mod shutdown;
