@@ -69,12 +69,12 @@ fn the_data_of_a_client_that_left_is_written_out_at_the_end() {
 }
 
 fn a_write_in_flight(storage: Storage) {
-    let server = start(storage, 700);
+    let server = start(storage, 2000);
     let mut client = server.connect();
     let cookie = client.send_write(0, b"in flight", 0);
     // Long enough for the write to be in the backend, short enough for it to be there still.
     // Nothing outside the server can see that moment.
-    thread::sleep(Duration::from_millis(250));
+    thread::sleep(Duration::from_millis(500));
     server.terminate();
     assert_eq!(
         client.wait(cookie),
