@@ -1,6 +1,8 @@
 //! Schedules in which a server with one cache per connection loses data or shows old data, unless
 //! it coordinates: played on a running server, where delays hold commands in the backend.
 //!
+//! Each is played at every level of tracking: a level may spare flushes, never data.
+//!
 //! Whatever the order in which the server happens to see the requests, what is asserted must
 //! hold; the pauses only make the dangerous order the likely one. They are no synchronisation.
 
@@ -15,8 +17,40 @@ const OLD: &[u8] = &[0; 8];
 const X: &[u8] = b"xxxxxxxx";
 const Y: &[u8] = b"yyyyyyyy";
 
-fn serve() -> Serve {
-    Serve::over(Storage::Cached).size(1 << 20)
+fn serve(level: &'static str) -> Serve {
+    Serve::over(Storage::Cached)
+        .size(1 << 20)
+        .track_dirty(level)
+}
+
+macro_rules! at_every_level {
+    ($($schedule:ident),+ $(,)?) => {
+        mod connection {
+            $(#[test] fn $schedule() { super::$schedule(super::serve("connection")); })+
+        }
+        mod off {
+            $(#[test] fn $schedule() { super::$schedule(super::serve("off")); })+
+        }
+    };
+}
+
+at_every_level! {
+    what_is_asserted_here_was_promised,
+    t1_a_write_that_ends_after_a_flush_of_another_is_covered_by_the_next,
+    t2_a_write_that_ends_after_a_flush_of_its_own_connection_is_covered_by_the_next,
+    t3_a_write_inside_a_flush_is_covered_by_the_next,
+    r1_a_read_during_a_round_does_not_keep_old_data,
+    r2_a_read_held_across_a_flush_does_not_keep_old_data,
+    r3_a_write_held_across_a_flush_does_not_keep_its_neighbours_old,
+    r5_fua_is_seen_by_another_connection_that_reads_meanwhile,
+    c1_a_connection_that_left_politely_is_covered,
+    c1_a_connection_that_died_is_covered,
+    c1_a_connection_that_leaves_while_another_flushes_is_covered,
+    c2_a_flush_waits_for_a_connection_that_is_leaving,
+    c3_a_connection_that_opens_during_a_round_serves_new_data_after_it,
+    o1_the_later_of_two_writes_stays,
+    o2_fua_over_an_older_write_stays,
+    o3_neighbours_in_one_block_both_stay,
 }
 
 /// How long commands are held, in milliseconds.
@@ -50,15 +84,13 @@ fn read_all_through_a_round(client: &mut Raw) {
     }
 }
 
-#[test]
-fn what_is_asserted_here_was_promised() {
+fn what_is_asserted_here_was_promised(serve: Serve) {
     let promised = SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
-    assert_eq!(serve().start().connect().flags & promised, promised);
+    assert_eq!(serve.start().connect().flags & promised, promised);
 }
 
-#[test]
-fn t1_a_write_that_ends_after_a_flush_of_another_is_covered_by_the_next() {
-    let server = serve().delay("write", HELD).start();
+fn t1_a_write_that_ends_after_a_flush_of_another_is_covered_by_the_next(serve: Serve) {
+    let server = serve.delay("write", HELD).start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     let write = c1.send_write(0, X, 0);
     let_it_begin();
@@ -69,9 +101,8 @@ fn t1_a_write_that_ends_after_a_flush_of_another_is_covered_by_the_next() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn t2_a_write_that_ends_after_a_flush_of_its_own_connection_is_covered_by_the_next() {
-    let server = serve().delay("write", HELD).start();
+fn t2_a_write_that_ends_after_a_flush_of_its_own_connection_is_covered_by_the_next(serve: Serve) {
+    let server = serve.delay("write", HELD).start();
     let mut c1 = server.connect();
     let write = c1.send_write(0, X, 0);
     let early = c1.send(FLUSH, 0, 0, 0);
@@ -81,9 +112,8 @@ fn t2_a_write_that_ends_after_a_flush_of_its_own_connection_is_covered_by_the_ne
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn t3_a_write_inside_a_flush_is_covered_by_the_next() {
-    let server = serve().delay("flush", HELD).start();
+fn t3_a_write_inside_a_flush_is_covered_by_the_next(serve: Serve) {
+    let server = serve.delay("flush", HELD).start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(4096, Y).unwrap();
     let flush = c1.send_flush();
@@ -95,9 +125,8 @@ fn t3_a_write_inside_a_flush_is_covered_by_the_next() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn r1_a_read_during_a_round_does_not_keep_old_data() {
-    let server = serve().delay("flush", HELD).start();
+fn r1_a_read_during_a_round_does_not_keep_old_data(serve: Serve) {
+    let server = serve.delay("flush", HELD).start();
     let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
     assert_reads(&mut c1, OLD);
     c2.write(0, X).unwrap();
@@ -108,9 +137,8 @@ fn r1_a_read_during_a_round_does_not_keep_old_data() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn r2_a_read_held_across_a_flush_does_not_keep_old_data() {
-    let server = serve().delay("read", HELD).start();
+fn r2_a_read_held_across_a_flush_does_not_keep_old_data(serve: Serve) {
+    let server = serve.delay("read", HELD).start();
     let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
     let read = c1.send(READ, 0, 0, 8);
     let_it_begin();
@@ -120,9 +148,8 @@ fn r2_a_read_held_across_a_flush_does_not_keep_old_data() {
     assert_reads(&mut c1, X);
 }
 
-#[test]
-fn r3_a_write_held_across_a_flush_does_not_keep_its_neighbours_old() {
-    let server = serve().delay("write", HELD).start();
+fn r3_a_write_held_across_a_flush_does_not_keep_its_neighbours_old(serve: Serve) {
+    let server = serve.delay("write", HELD).start();
     let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
     let write = c2.send_write(0, X, 0);
     // All writes are held for as long: what is to end last must begin last.
@@ -134,9 +161,8 @@ fn r3_a_write_held_across_a_flush_does_not_keep_its_neighbours_old() {
     assert_reads(&mut c1, X);
 }
 
-#[test]
-fn r5_fua_is_seen_by_another_connection_that_reads_meanwhile() {
-    let server = serve().delay("flush", HELD).start();
+fn r5_fua_is_seen_by_another_connection_that_reads_meanwhile(serve: Serve) {
+    let server = serve.delay("flush", HELD).start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     assert_reads(&mut c1, OLD);
     let fua = c2.send_write(0, X, FUA);
@@ -146,9 +172,8 @@ fn r5_fua_is_seen_by_another_connection_that_reads_meanwhile() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn c1_a_connection_that_left_politely_is_covered() {
-    let server = serve().start();
+fn c1_a_connection_that_left_politely_is_covered(serve: Serve) {
+    let server = serve.start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, X).unwrap();
     c1.disconnect();
@@ -158,9 +183,8 @@ fn c1_a_connection_that_left_politely_is_covered() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn c1_a_connection_that_died_is_covered() {
-    let server = serve().start();
+fn c1_a_connection_that_died_is_covered(serve: Serve) {
+    let server = serve.start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, X).unwrap();
     drop(c1);
@@ -170,9 +194,8 @@ fn c1_a_connection_that_died_is_covered() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn c1_a_connection_that_leaves_while_another_flushes_is_covered() {
-    let server = serve().start();
+fn c1_a_connection_that_leaves_while_another_flushes_is_covered(serve: Serve) {
+    let server = serve.start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, X).unwrap();
     drop(c1);
@@ -181,9 +204,8 @@ fn c1_a_connection_that_leaves_while_another_flushes_is_covered() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn c2_a_flush_waits_for_a_connection_that_is_leaving() {
-    let server = serve().delay("flush", HELD).start();
+fn c2_a_flush_waits_for_a_connection_that_is_leaving(serve: Serve) {
+    let server = serve.delay("flush", HELD).start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, X).unwrap();
     c1.disconnect();
@@ -192,9 +214,8 @@ fn c2_a_flush_waits_for_a_connection_that_is_leaving() {
     assert_durable(server, 0, X);
 }
 
-#[test]
-fn c3_a_connection_that_opens_during_a_round_serves_new_data_after_it() {
-    let server = serve().delay("flush", HELD).start();
+fn c3_a_connection_that_opens_during_a_round_serves_new_data_after_it(serve: Serve) {
+    let server = serve.delay("flush", HELD).start();
     let (mut c3, mut c1) = (server.connect(), server.connect());
     // Where handles are visited in turn, this one keeps the writer's waiting.
     c3.write(4096, Y).unwrap();
@@ -207,9 +228,8 @@ fn c3_a_connection_that_opens_during_a_round_serves_new_data_after_it() {
     assert_reads(&mut c2, X);
 }
 
-#[test]
-fn o1_the_later_of_two_writes_stays() {
-    let server = serve().start();
+fn o1_the_later_of_two_writes_stays(serve: Serve) {
+    let server = serve.start();
     let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
     c2.write(0, X).unwrap();
     c1.write(0, Y).unwrap();
@@ -218,9 +238,8 @@ fn o1_the_later_of_two_writes_stays() {
     assert_durable(server, 0, Y);
 }
 
-#[test]
-fn o2_fua_over_an_older_write_stays() {
-    let server = serve().start();
+fn o2_fua_over_an_older_write_stays(serve: Serve) {
+    let server = serve.start();
     let (mut c1, mut c2, mut c3) = (server.connect(), server.connect(), server.connect());
     c2.write(0, X).unwrap();
     c1.write_fua(0, Y).unwrap();
@@ -229,9 +248,8 @@ fn o2_fua_over_an_older_write_stays() {
     assert_durable(server, 0, Y);
 }
 
-#[test]
-fn o3_neighbours_in_one_block_both_stay() {
-    let server = serve().start();
+fn o3_neighbours_in_one_block_both_stay(serve: Serve) {
+    let server = serve.start();
     let (mut c1, mut c2) = (server.connect(), server.connect());
     c1.write(0, &X[..4]).unwrap();
     c2.write(4, &Y[..4]).unwrap();

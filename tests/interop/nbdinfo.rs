@@ -147,6 +147,28 @@ fn multi_conn_is_not_claimed_when_it_is_disabled() {
 }
 
 #[test]
+fn multi_conn_is_claimed_by_itself_where_it_can_be_kept() {
+    for storage in [Storage::Memory, Storage::File, Storage::Cached] {
+        let server = Serve::over(storage).multi_conn("auto").start();
+        assert!(can(&server, &["--can", "multi-conn"]), "{storage:?}");
+    }
+}
+
+#[test]
+fn multi_conn_is_passed_through_from_the_storage() {
+    for storage in [Storage::Memory, Storage::File, Storage::Cached] {
+        let server = Serve::over(storage).multi_conn("plugin").start();
+        // One cache per connection is not consistent by itself.
+        let expected = storage != Storage::Cached;
+        assert_eq!(
+            can(&server, &["--can", "multi-conn"]),
+            expected,
+            "{storage:?}"
+        );
+    }
+}
+
+#[test]
 fn a_unix_socket_serves_as_well() {
     let server = Serve::over(Storage::Memory).on_unix_socket().start();
     assert_eq!(nbdinfo(&["--size"], &server.uri()).ok().trim(), "67108864");

@@ -49,6 +49,7 @@ pub(crate) struct Serve {
     exports: Vec<String>,
     read_only: bool,
     multi_conn: Option<&'static str>,
+    track_dirty: Option<&'static str>,
     delays: Vec<(&'static str, u64)>,
     image: Option<PathBuf>,
 }
@@ -62,6 +63,7 @@ impl Serve {
             exports: Vec::new(),
             read_only: false,
             multi_conn: (storage == Storage::Cached).then_some("emulate"),
+            track_dirty: None,
             delays: Vec::new(),
             image: None,
         }
@@ -89,6 +91,11 @@ impl Serve {
 
     pub(crate) fn multi_conn(mut self, mode: &'static str) -> Self {
         self.multi_conn = Some(mode);
+        self
+    }
+
+    pub(crate) fn track_dirty(mut self, level: &'static str) -> Self {
+        self.track_dirty = Some(level);
         self
     }
 
@@ -146,6 +153,9 @@ impl Serve {
         if let Some(mode) = self.multi_conn {
             command.args(["--multi-conn", mode]);
         }
+        if let Some(level) = self.track_dirty {
+            command.args(["--track-dirty", level]);
+        }
         match &image {
             Some(path) => command.arg("file").arg(path),
             None => command
@@ -180,6 +190,8 @@ impl Serve {
         if let Some(mode) = self.multi_conn {
             command.arg("--filter=multi-conn");
             parameters.push(format!("multi-conn-mode={mode}"));
+            let level = self.track_dirty.iter();
+            parameters.extend(level.map(|level| format!("multi-conn-track-dirty={level}")));
         }
         if self.storage == Storage::Cached {
             let plugin = concat!(
