@@ -7,8 +7,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::content::{assert_same, random_file};
-use crate::process::{Finished, LONG, Process, run};
-use crate::server::{NbdServer, Serve, Server, Storage, copy_command, make_qcow2};
+use crate::process::{Finished, LONG, Process, peer, run};
+use crate::programs::copy_command;
+use crate::server::{NbdServer, Serve, Server, Storage};
 use crate::settings::{seed, whole_machine};
 
 const SIZE: u64 = 16 << 20;
@@ -44,6 +45,16 @@ impl Files {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A qcow2 image with the content of a raw one.
+fn make_qcow2(raw: &Path, qcow2: &Path) {
+    let mut command = peer("qemu-img");
+    run(command
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .arg(raw)
+        .arg(qcow2))
+    .ok();
 }
 
 /// A failure as a user wants it: status 1, a message, and no trace of a panic.

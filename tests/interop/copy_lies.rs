@@ -10,8 +10,8 @@ use crate::hostile::{
     simple,
 };
 use crate::process::{Finished, Process};
+use crate::programs::copy_command;
 use crate::raw::{EIO, FLUSH, READ, WRITE};
-use crate::server::copy_command;
 
 const SIZE: u64 = 1 << 20;
 /// A server that answers at once leaves no reason to take longer.

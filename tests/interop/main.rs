@@ -33,6 +33,7 @@ macro_rules! over_every_storage {
 mod content;
 mod hostile;
 mod process;
+mod programs;
 mod raw;
 mod server;
 mod settings;

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use crate::process::{Finished, run};
-use crate::server::example;
+use crate::programs::example;
 
 fn serve(arguments: &[&str]) -> Finished {
     run(Command::new(example("serve")).args(arguments))

@@ -1,19 +1,18 @@
 //! Servers under test, ours and the others, ready for connections when their constructor returns.
 
-use std::env;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::process::{LONG, Process, SOON, peer, run};
+use crate::process::{Process, SOON, peer, run};
+use crate::programs::example;
 use crate::raw::Raw;
 use crate::settings;
 
@@ -411,54 +410,4 @@ impl Drop for NbdServer {
         // It may have ended by itself.
         let _ = kill_process(self.daemon, Signal::TERM);
     }
-}
-
-/// The path of one of our examples, built from the sources as they are now.
-pub(crate) fn example(name: &'static str) -> &'static Path {
-    static SERVE: LazyLock<PathBuf> = LazyLock::new(|| build("serve"));
-    static COPY: LazyLock<PathBuf> = LazyLock::new(|| build("copy"));
-    match name {
-        "serve" => &SERVE,
-        "copy" => &COPY,
-        _ => panic!("no example is called {name}"),
-    }
-}
-
-fn build(name: &str) -> PathBuf {
-    // This test is <target>/<profile>/deps/interop-<hash>.
-    let this = env::current_exe().unwrap();
-    let target = this
-        .ancestors()
-        .nth(3)
-        .expect("a test lies three levels deep in the target");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--release", "--locked"]);
-    cargo
-        .arg("--target-dir")
-        .arg(target)
-        .args(["--example", name]);
-    Process::start(&mut cargo).finish(3 * LONG).ok();
-    target.join("release/examples").join(name)
-}
-
-/// Runs `copy SRC DST` to its end.
-pub(crate) fn copy_command(source: &str, destination: &str) -> Command {
-    let mut command = match settings::copy_is_nbdcopy() {
-        true => peer("nbdcopy"),
-        false => Command::new(example("copy")),
-    };
-    command.args([source, destination]);
-    command
-}
-
-/// A qcow2 image with the content of a raw one.
-pub(crate) fn make_qcow2(raw: &Path, qcow2: &Path) {
-    let mut command = peer("qemu-img");
-    run(command
-        .args(["convert", "-f", "raw", "-O", "qcow2"])
-        .arg(raw)
-        .arg(qcow2))
-    .ok();
 }
