@@ -28,6 +28,9 @@ macro_rules! at_every_level {
         mod connection {
             $(#[test] fn $schedule() { super::$schedule(super::serve("connection")); })+
         }
+        mod fast {
+            $(#[test] fn $schedule() { super::$schedule(super::serve("fast")); })+
+        }
         mod off {
             $(#[test] fn $schedule() { super::$schedule(super::serve("off")); })+
         }
