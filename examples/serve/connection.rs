@@ -23,8 +23,9 @@ use parking_lot::Mutex;
 use crate::backend::{Handle, Pace};
 use crate::budget::Budget;
 use crate::crew::Crew;
-use crate::execute::{Task, execute};
+use crate::execute::{Task, execute, hole_reply};
 use crate::log::warn;
+use crate::payload::Payload;
 use crate::replies::Replies;
 use crate::server::{Server, carry_out};
 use crate::stream::Stream;
@@ -32,13 +33,15 @@ use crate::stream::Stream;
 /// Bytes taken from the socket at once. Payload beyond it is read straight to where it is needed.
 const INPUT: usize = 64 << 10;
 
+/// Bytes taken from the socket at once between large payloads.
+const SIP: usize = 4 << 10;
+
 /// A batch is answered when its replies have this many bytes, and not only when the input is used
 /// up.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Payload is read in steps of this size, so that memory is taken as data arrives, and not as it
-/// is announced.
-const PAYLOAD_STEP: u64 = 1 << 20;
+/// Payload buffers that are kept for use again. More requests than this are seldom read at once.
+const SPARE: usize = 16;
 
 pub(crate) struct Connection {
     pub(crate) id: u64,
@@ -296,6 +299,8 @@ struct Input {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// How much to read next.
+    appetite: usize,
 }
 
 impl Input {
@@ -304,6 +309,7 @@ impl Input {
             buffer: vec![0; INPUT].into_boxed_slice(),
             start: 0,
             end: 0,
+            appetite: INPUT,
         }
     }
 
@@ -321,7 +327,7 @@ impl Input {
         let mut stream = stream;
         self.start = 0;
         self.end = loop {
-            match stream.read(&mut self.buffer) {
+            match stream.read(&mut self.buffer[..self.appetite]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read?,
             }
@@ -335,28 +341,33 @@ impl Input {
         decoder: &mut RequestDecoder,
         stream: &Stream,
         batch: &mut Batch<'_>,
-    ) -> io::Result<Vec<u8>> {
-        let mut payload = batch.buffer();
+    ) -> io::Result<Payload> {
+        let mut payload = batch.spare.pop().unwrap_or_default();
         let here = self.unread();
         let take = usize::try_from(decoder.payload_left())
             .unwrap_or(usize::MAX)
             .min(here.len());
-        payload.extend_from_slice(&here[..take]);
+        let total = decoder.payload_left();
+        payload.extend_within(total, &here[..take])?;
         self.start += take;
         decoder.payload_read(take as u64);
+        // What is read along with a header is copied once more. Large payloads come in series:
+        // then read little more than the header.
+        self.appetite = if total < INPUT as u64 { INPUT } else { SIP };
         if decoder.payload_left() > 0 {
             // Waiting for more with answers in hand would keep the client waiting, too.
             batch.finish()?;
         }
+        let mut stream = stream;
         while decoder.payload_left() > 0 {
-            let step = decoder.payload_left().min(PAYLOAD_STEP);
-            payload
-                .try_reserve(usize::try_from(step).unwrap_or(usize::MAX))
-                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-            let read = stream.take(step).read_to_end(&mut payload)?;
+            let read = match stream.read(payload.space(total)?) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
             if read == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             }
+            payload.filled(read);
             decoder.payload_read(read as u64);
         }
         Ok(payload)
@@ -376,7 +387,7 @@ struct Batch<'c> {
     encoder: &'c ReplyEncoder,
     bytes: usize,
     /// Payload buffers for use again.
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Payload>,
 }
 
 impl<'c> Batch<'c> {
@@ -398,11 +409,6 @@ impl<'c> Batch<'c> {
         }
     }
 
-    /// An empty payload buffer.
-    fn buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
-    }
-
     fn refuse(&mut self, request: &Request, errno: Errno, message: &str) {
         let connection = self.connection;
         connection.server.log.line(|| {
@@ -412,7 +418,7 @@ impl<'c> Batch<'c> {
         self.replies.error(self.encoder, request, errno, message);
     }
 
-    fn add(&mut self, request: Request, payload: Vec<u8>) -> io::Result<()> {
+    fn add(&mut self, request: Request, payload: Payload) -> io::Result<()> {
         if request.length == 0 && request.kind != CommandType::FLUSH {
             // Nothing is done to nothing; the answer is success.
             self.replies.ok(self.encoder, &request);
@@ -514,10 +520,8 @@ impl<'c> Batch<'c> {
                     if task.request.kind != CommandType::READ {
                         self.replies.result(self.encoder, &task.request, result);
                     }
-                    if self.spare.len() < 64 && task.payload.capacity() <= INPUT {
-                        let mut payload = task.payload;
-                        payload.clear();
-                        self.spare.push(payload);
+                    if self.spare.len() < SPARE {
+                        self.spare.extend(task.payload.for_reuse());
                     }
                 }
                 Decision::Closed { tag: task } => {
@@ -541,9 +545,14 @@ fn try_execute(
 ) -> Option<Result<(), Errno>> {
     let request = &task.request;
     match (pace, request.kind) {
-        (Pace::Immediate, CommandType::READ) => Some(replies.read(encoder, request, |buffer| {
-            handle.read(request.offset, buffer)
-        })),
+        (Pace::Immediate, CommandType::READ) => {
+            if let Some(reply) = hole_reply(handle, encoder, request) {
+                replies.heads(&reply);
+                return Some(Ok(()));
+            }
+            let read = |buffer: &mut [u8]| handle.read(request.offset, buffer);
+            Some(replies.read(encoder, request, read))
+        }
         (Pace::Immediate, _) => Some(execute(handle, task, op.fua())),
         (_, CommandType::READ) => replies.try_read(encoder, request, |buffer| {
             handle.try_read(request.offset, buffer)

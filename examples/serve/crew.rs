@@ -11,11 +11,13 @@ use std::thread;
 use std::time::Duration;
 
 use nbd_proto::flush::{Decision, FlushId, Op};
+use nbd_proto::transmission::Head;
 use nbd_proto::wire::{CommandType, Errno, Request};
 use parking_lot::{Condvar, Mutex};
 
+use crate::backend::Handle;
 use crate::connection::Connection;
-use crate::execute::{Task, execute, to_errno};
+use crate::execute::{Task, execute, hole_reply, to_errno};
 use crate::server::carry_out;
 
 /// How long a thread waits for more to do.
@@ -27,10 +29,18 @@ enum Job {
     Reply {
         task: Task,
         result: Result<(), Errno>,
-        /// What a read has read.
-        data: Vec<u8>,
+        data: Data,
     },
     Close,
+}
+
+/// What a read has found.
+enum Data {
+    /// Nothing: it was not a read, or failed.
+    None,
+    Bytes(Vec<u8>),
+    /// Zeroes, and how to say so.
+    Hole([Head; 2]),
 }
 
 pub(crate) struct Crew {
@@ -63,7 +73,7 @@ impl Crew {
         task: Task,
         result: Result<(), Errno>,
     ) {
-        let data = Vec::new();
+        let data = Data::None;
         self.writer
             .push(connection, Job::Reply { task, result, data });
     }
@@ -183,10 +193,17 @@ impl Job {
 }
 
 fn run_command(connection: &Arc<Connection>, op: Op, task: Task) {
-    let mut data = Vec::new();
+    let mut data = Data::None;
     let result = match connection.handle() {
         Some(handle) if task.request.kind == CommandType::READ => {
-            read(&*handle, &task.request, &mut data)
+            let hole = connection
+                .encoder()
+                .and_then(|encoder| hole_reply(&*handle, encoder, &task.request));
+            let read = match hole {
+                Some(reply) => Ok(Data::Hole(reply)),
+                None => read(&*handle, &task.request).map(Data::Bytes),
+            };
+            read.map(|read| data = read)
         }
         Some(handle) => execute(&*handle, &task, op.fua()),
         None => Err(Errno::EIO),
@@ -210,17 +227,14 @@ fn run_command(connection: &Arc<Connection>, op: Op, task: Task) {
     carry_out(&mut coordinator);
 }
 
-fn read(
-    handle: &dyn crate::backend::Handle,
-    request: &Request,
-    data: &mut Vec<u8>,
-) -> Result<(), Errno> {
+fn read(handle: &dyn Handle, request: &Request) -> Result<Vec<u8>, Errno> {
     let length = usize::try_from(request.length).map_err(|_| Errno::ENOMEM)?;
+    let mut data = Vec::new();
     data.try_reserve_exact(length).map_err(|_| Errno::ENOMEM)?;
     data.resize(length, 0);
-    handle
-        .read(request.offset, data)
-        .map_err(|error| to_errno(&error))
+    let read = handle.read(request.offset, &mut data);
+    read.map_err(|error| to_errno(&error))?;
+    Ok(data)
 }
 
 fn run_flush(connection: &Arc<Connection>, flush: FlushId) {
@@ -242,23 +256,18 @@ fn run_flush(connection: &Arc<Connection>, flush: FlushId) {
     carry_out(&mut coordinator);
 }
 
-fn write_reply(connection: &Connection, request: &Request, result: Result<(), Errno>, data: &[u8]) {
+fn write_reply(connection: &Connection, request: &Request, result: Result<(), Errno>, data: &Data) {
     let Some(encoder) = connection.encoder() else {
         return;
     };
-    let head = match result {
-        Ok(()) if request.kind == CommandType::READ => {
+    match (result, data) {
+        (Err(errno), _) => connection.send(&[&encoder.fail(request, errno)]),
+        (Ok(()), Data::None) => connection.send(&[&encoder.ok(request)]),
+        (Ok(()), Data::Hole([hole, done])) => connection.send(&[hole, done]),
+        (Ok(()), Data::Bytes(bytes)) => match encoder.read(request) {
+            Ok(head) => connection.send(&[&head, bytes]),
             // What passed the check fits into one reply.
-            encoder.read(request).ok()
-        }
-        Ok(()) => Some(encoder.ok(request)),
-        Err(_) => None,
-    };
-    match head {
-        Some(head) => connection.send(&[&head, data]),
-        None => {
-            let errno = result.err().unwrap_or(Errno::EINVAL);
-            connection.send(&[&encoder.fail(request, errno)]);
-        }
+            Err(_) => connection.send(&[&encoder.fail(request, Errno::EINVAL)]),
+        },
     }
 }

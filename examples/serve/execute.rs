@@ -2,15 +2,17 @@
 
 use std::io;
 
+use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
 
-use crate::backend::{Handle, Zeroing};
+use crate::backend::{Content, Handle, Zeroing};
+use crate::payload::Payload;
 
 /// A request that was checked, with its payload.
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) request: Request,
-    pub(crate) payload: Vec<u8>,
+    pub(crate) payload: Payload,
 }
 
 impl Task {
@@ -36,7 +38,7 @@ pub(crate) fn execute(handle: &dyn Handle, task: &Task, fua: bool) -> Result<(),
         ..
     } = task.request;
     let result = match task.request.kind {
-        CommandType::WRITE => handle.write(offset, &task.payload, fua),
+        CommandType::WRITE => handle.write(offset, task.payload.bytes(), fua),
         CommandType::TRIM => handle.trim(offset, length, fua),
         CommandType::WRITE_ZEROES => {
             let how = Zeroing {
@@ -51,6 +53,31 @@ pub(crate) fn execute(handle: &dyn Handle, task: &Task, fua: bool) -> Result<(),
         _ => return Err(Errno::EINVAL),
     };
     result.map_err(|error| to_errno(&error))
+}
+
+/// From this length on it is worth asking whether there is anything to read.
+const SPARSE_READ: u64 = 32 << 10;
+
+/// The reply to a read where there are only zeroes, if the client understands it.
+pub(crate) fn hole_reply(
+    handle: &dyn Handle,
+    encoder: &ReplyEncoder,
+    request: &Request,
+) -> Option<[Head; 2]> {
+    // proto.md "Request types": with DF, zeroes have to be sent as data.
+    if request.length < SPARSE_READ || request.flags.contains(CommandFlags::DF) {
+        return None;
+    }
+    let mut chunks = encoder.chunks(request).ok()?;
+    let length = u32::try_from(request.length).ok()?;
+    let extents = handle.extents(request.offset, request.length, 1).ok()?;
+    match extents[..] {
+        [only] if only.length == request.length && only.content != Content::Data => {
+            let hole = chunks.hole(request.offset, length).ok()?;
+            Some([hole, chunks.done().ok()?])
+        }
+        _ => None,
+    }
 }
 
 /// What the client is told.

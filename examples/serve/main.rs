@@ -16,6 +16,7 @@ mod execute;
 mod listener;
 mod log;
 mod options;
+mod payload;
 mod replies;
 mod server;
 #[path = "../shared/size.rs"]

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nbd_proto::transmission::ReplyEncoder;
+use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{Errno, Request};
 
 use crate::execute::to_errno;
@@ -69,6 +69,13 @@ impl Replies {
         let mut reply = Vec::new();
         encoder.error(request, errno, message, &mut reply);
         self.push(&reply);
+    }
+
+    /// A reply without data.
+    pub(crate) fn heads(&mut self, heads: &[Head]) {
+        for head in heads {
+            self.push(head);
+        }
     }
 
     /// The reply to a read, whose data `read` puts in its place.
