@@ -1,4 +1,61 @@
-//! The NBD (Network Block Device) protocol, and flush consistency across connections.
+//! The NBD (Network Block Device) protocol, and flush consistency across connections, without I/O.
+//!
+//! For authors of NBD servers and clients, on whatever threads or executor they like, and for
+//! people who test what a flush is worth. The crate turns bytes into decisions and decisions into
+//! bytes; sockets, threads, files and time are the caller's.
+//!
+//! # Which type do I want?
+//!
+//! | you write | handshake | transmission | and then |
+//! |---|---|---|---|
+//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`] | [`FlushCoordinator`] |
+//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`] | |
+//! | a tool that looks at packets | [`wire`] | [`wire`] | |
+//!
+//! [`ServerHandshake`]: handshake::ServerHandshake
+//! [`Negotiator`]: handshake::Negotiator
+//! [`RequestDecoder`]: transmission::RequestDecoder
+//! [`Session::check`]: session::Session::check
+//! [`ReplyEncoder`]: transmission::ReplyEncoder
+//! [`RequestEncoder`]: transmission::RequestEncoder
+//! [`ReplyDecoder`]: transmission::ReplyDecoder
+//! [`FlushCoordinator`]: flush::FlushCoordinator
+//!
+//! # The phases
+//!
+//! ```text
+//!   connect ──> handshake ──────────────> Session ──> transmission ──> close
+//!               options are haggled over   │           requests and replies
+//!               until an export is chosen  │             │        │
+//!                                          └─ what may ──┘        └─ flush: which handles have
+//!                                             be executed            to be flushed, and when
+//! ```
+//!
+//! - [`handshake`]: option negotiation, both sides, by two machines. They end in a
+//! - [`session::Session`]: what was negotiated, as plain data.
+//! - [`transmission`]: requests and replies, both sides.
+//! - [`flush`]: keeps the promise that `NBD_FLAG_CAN_MULTI_CONN` makes.
+//! - [`wire`]: bytes to values and back; [`limits`]: what a hostile peer may make us hold;
+//!   [`error`]: what is answered to what; `io`: thin drivers over streams.
+//!
+//! # Hostile input
+//!
+//! is normal input. No bytes make the crate panic, allocate by a length that was not compared with
+//! a limit, or lose its place in the stream where the protocol wants the session to go on. Errors
+//! are of two kinds, told apart by their types: those that have an answer on the wire, and those
+//! after which the connection has to be closed.
+//!
+//! # Features
+//!
+//! - `std` (default): drivers for `std::io`, conversions to `std::io::Error`. Without it the
+//!   crate is `no_std` and needs `alloc`.
+//! - `futures`: drivers for `futures::io`.
+//! - `proptest`: strategies for property tests, of this crate and of code that uses it.
+//!
+//! # Not yet supported
+//!
+//! Oldstyle servers, STARTTLS, negotiation of meta contexts and of extended headers. Their
+//! messages are in [`wire`]; the handshakes answer that they are unsupported.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,6 +1,6 @@
 //! What tests of this crate, and of code that embeds it, are made of.
 //!
-//! With the feature `proptest`, [`strategy`] has strategies for the messages of the protocol:
+//! With the feature `proptest`, `strategy` has strategies for the messages of the protocol:
 //! valid ones, and hostile ones. Nothing here is needed at run time.
 
 #[cfg(any(test, feature = "proptest"))]

@@ -1,4 +1,140 @@
 //! Flush consistency across connections: the coordinator.
+//!
+//! A [`FlushCoordinator`] sits between the connections of a server and its backend, sees every
+//! command pass, and decides which backend handles have to be flushed, and when, so that
+//! multi-conn can be advertised truthfully over a backend that caches per connection. It never
+//! touches data, sockets, threads or clocks: events in, actions out, all of them plain values.
+//!
+//! # What is promised
+//!
+//! To the clients of a group of connections (those that share data):
+//!
+//! > If the reply to a modifying command A was handed out, then a flush F arrived on any
+//! > connection of the group, and F was answered with success, then A is on permanent storage
+//! > (*durability*), and a read that arrives on any connection after F's reply returns A's data
+//! > or newer (*visibility*). A FUA command that was answered with success counts as A followed
+//! > by an F of its own.
+//!
+//! This is what `NBD_FLAG_CAN_MULTI_CONN` means (proto.md "Transmission flags", "Ordering of
+//! messages and writes"). A flush need not cover commands that are in flight when it arrives; the
+//! next one after their reply must.
+//!
+//! # What a backend must promise
+//!
+//! The coordinator drives one backend handle per connection. When `Flush` on a handle succeeds:
+//!
+//! - what completed on that handle before the flush started is on permanent storage, and visible
+//!   to all handles that have nothing cached;
+//! - a read that is started on that handle afterwards returns nothing that was cached there before
+//!   the flush started.
+//!
+//! Nothing is assumed about a command that is in flight across a flush. Everything else is derived
+//! from these two sentences. A backend that promises more says so ([`Backend`]), and is flushed
+//! less.
+//!
+//! # How to drive it
+//!
+//! 1. Before the backend handle is opened: [`connect`](FlushCoordinator::connect). After:
+//!    [`opened`](FlushCoordinator::opened), which says what to advertise, or why the configured
+//!    mode would be a lie.
+//! 2. For each command of a client: [`command`](FlushCoordinator::command). Most are to be executed
+//!    at once. Before the reply is sent: [`complete`](FlushCoordinator::complete).
+//! 3. After each event: [`poll`](FlushCoordinator::poll) until there is nothing to do. Actions may
+//!    be carried out in parallel and in any order, and events be reported in any order.
+//! 4. A finished backend flush: [`flushed`](FlushCoordinator::flushed).
+//! 5. The client is gone: [`disconnect`](FlushCoordinator::disconnect), and close the handle when
+//!    [`Action::Release`] comes. The handle itself is gone: [`lost`](FlushCoordinator::lost).
+//!
+//! ```
+//! use nbd_proto::flush::{Action, Backend, Command, Config, Decision, FlushCoordinator, Mode};
+//! use nbd_proto::wire::CommandType;
+//!
+//! let mut coordinator = FlushCoordinator::new(Config::new().with_mode(Mode::Emulate));
+//! let backend = Backend::new().with_flush(true);
+//! let a = coordinator.connect("a", &"disk");
+//! let b = coordinator.connect("b", &"disk");
+//! assert!(coordinator.opened(a, backend)?.multi_conn);
+//! coordinator.opened(b, backend)?;
+//!
+//! // A write on one connection needs nothing: it is executed, then answered.
+//! let write = Command::new(CommandType::WRITE, 0, 4096);
+//! let Decision::Execute { op, tag } = coordinator.command(a, write, 1) else {
+//!     panic!("nothing is in its way");
+//! };
+//! let answer = coordinator.complete(op, tag, Ok(()));
+//! assert!(matches!(answer, Decision::Reply { tag: 1, result: Ok(()) }));
+//!
+//! // A flush on the other connection has to write out the handle of the first.
+//! assert!(matches!(coordinator.command(b, Command::FLUSH, 2), Decision::Wait));
+//! let Some(Action::Flush { key: "a", flush }) = coordinator.poll() else {
+//!     panic!("its data is not on permanent storage");
+//! };
+//! coordinator.flushed(flush, Ok(()));
+//! let reply = coordinator.poll();
+//! assert!(matches!(reply, Some(Action::Reply { key: "b", tag: 2, result: Ok(()) })));
+//! assert!(coordinator.poll().is_none());
+//! # Ok::<(), nbd_proto::flush::OpenError>(())
+//! ```
+//!
+//! # The rules
+//!
+//! Each is followed by the schedule that breaks without it: `W(x)` writes, `F` flushes, `R` reads,
+//! `ok` is a reply that was handed out.
+//!
+//! 1. **One logical clock.** A modification is stamped when it completes, before its reply; a
+//!    backend flush covers exactly what completed before it started. Nothing is ever "cleared". (A
+//!    dirty bit: `a: W(x)` is executing; `b: F ok` clears the bit; `a: W ok`; `b: F ok` finds a
+//!    clean handle; x is lost.)
+//! 2. **A round has two phases.** All handles with uncovered modifications are written out at once;
+//!    when all have answered (the *barrier*), every handle that may hold something loaded before
+//!    is flushed again, after its commands that were in flight at the barrier have ended. (In a
+//!    single pass: handle a is flushed; `a: R` caches the old data again; handle b is flushed;
+//!    `F ok`; `a: R` returns what is old.)
+//! 3. **Any command may fill a cache**: read, cache, block status, the read-modify-write of a
+//!    write, and opening. A connection that has opened but not served is not flushed while a client
+//!    waits; it is invalidated before its first command.
+//! 4. **A leaving connection is flushed before it is released**, and flushes that must cover it
+//!    wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is lost.)
+//! 5. **A failed flush is nobody's private affair.** The round still visits everyone; every flush
+//!    that needed the failed part fails; under [`AfterFailure::Sticky`] no later one succeeds by
+//!    accident. The connection whose data it was hears of it from its own next flush, even if
+//!    another one's flush met the failure first.
+//! 6. **Overlapping modifications through different handles keep their order**: the earlier one is
+//!    written out before the later one executes. (`b: W(x) ok`; `a: W(y) ok` at the same place; `F`
+//!    writes out a, then b; x wins.) With a [granule](Config::granule) above one byte, a handle
+//!    whose copy may be old is invalidated before it is written to. If the write-out fails, the
+//!    later modification fails, unexecuted.
+//! 7. **FUA pays for itself only**: its own handle is written out, then others are invalidated. What
+//!    others have not written out, and their failures, are not its business; but a handle that
+//!    could not be invalidated serves nothing until it could.
+//! 8. **Coalescing.** Flushes that arrive during a round share the next one; a flush joins the
+//!    running round only if nothing completed after that round began. At most one round runs and
+//!    one waits per group.
+//! 9. **Minimality.** No handle is flushed that the rules above do not need.
+//! 10. **Groups and connections are independent**: a backend flush that hangs delays only those who
+//!     must wait for it.
+//!
+//! ```text
+//! a Round over three connections; time goes down
+//!
+//!       a            b            c
+//!       |            |            |
+//!     W(x) ok     R (old)         |
+//!       |            |           F ─────────┐ arrives: a has something uncovered
+//!     Flush a        |            |         │ phase 1: write out
+//!       :            |            |         │
+//!     done ══════════╪════════════╪═════ barrier: x is in storage, b may hold what is old
+//!       |          Flush b        |         │ phase 2: invalidate
+//!       |           done          |         │
+//!       |            |           F ok ──────┘
+//!       |          R (x)          |
+//! ```
+//!
+//! # Not yet here
+//!
+//! Thread models with serialized requests, acknowledging before execution, FUA on reads as a
+//! preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
+//! connections. The enums are `non_exhaustive` to leave room for them.
 
 mod clock;
 mod config;

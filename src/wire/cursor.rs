@@ -73,10 +73,6 @@ impl<'a> Reader<'a> {
         core::mem::take(&mut self.rest)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.rest.len()
-    }
-
     /// Ends the body: bytes that no field took are an error.
     pub(crate) fn finish(self) -> Result<(), Malformed> {
         match self.rest.len() {

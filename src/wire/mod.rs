@@ -40,7 +40,7 @@ pub use reply::{
     Chunk, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply,
 };
 pub use request::{Cookie, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Request, StatusQuery, TooLong};
-pub(crate) use string::check_string;
+
 pub use string::{BadString, MAX_STRING, Name};
 
 /// A header that does not begin with the magic number that belongs there.
