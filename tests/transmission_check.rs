@@ -109,7 +109,7 @@ fn complaints(s: &Session, r: &Request, cache_allowed: bool) -> Vec<(u8, u32)> {
         ));
     }
     let minimum = u64::from(s.block_sizes().minimum());
-    if r.offset % minimum != 0 || r.length % minimum != 0 {
+    if !r.offset.is_multiple_of(minimum) || !r.length.is_multiple_of(minimum) {
         wrong.push((6, einval));
     }
     if r.length > u64::from(MAX) && number == 1 {

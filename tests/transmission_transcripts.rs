@@ -18,7 +18,10 @@ enum Side {
     Server,
 }
 
-fn transcripts() -> Vec<(String, Vec<(Side, Vec<u8>)>)> {
+/// A run of bytes that one side sent.
+type Run = (Side, Vec<u8>);
+
+fn transcripts() -> Vec<(String, Vec<Run>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let mut found = vec![];
     for entry in fs::read_dir(&dir).expect("tests/data is there") {
@@ -33,7 +36,7 @@ fn transcripts() -> Vec<(String, Vec<(Side, Vec<u8>)>)> {
     found
 }
 
-fn line(line: &str) -> Option<(Side, Vec<u8>)> {
+fn line(line: &str) -> Option<Run> {
     let (side, hex) = line.split_once(": ")?;
     let side = match side {
         "C" => Side::Client,
@@ -237,11 +240,9 @@ fn captured_sessions_are_understood_on_both_sides() {
         };
         let (client, server) = (stream(Side::Client), stream(Side::Server));
         let Some((session, c, s)) = handshake(&client, &server) else {
-            println!("{name}: no transmission");
             continue;
         };
         let count = replay(&name, &session, &runs, [c, s]);
-        println!("{name}: {:?} {count:?}", session.reply_style());
         total.requests += count.requests;
         total.successes += count.successes;
         total.refusals += count.refusals;

@@ -102,12 +102,13 @@ impl Server {
     /// coordinator has seen to that already, and knew who to tell of a failure.
     pub(crate) fn close_handle(&self, handle: &dyn Handle) {
         let mode = self.coordinator.lock().config().mode();
-        if self.backend_caches() && mode != Mode::Unsafe {
-            if let Err(error) = handle.flush() {
-                warn(format_args!(
-                    "unflushed writes of a client are lost: {error}"
-                ));
-            }
+        if self.backend_caches()
+            && mode != Mode::Unsafe
+            && let Err(error) = handle.flush()
+        {
+            warn(format_args!(
+                "unflushed writes of a client are lost: {error}"
+            ));
         }
     }
 

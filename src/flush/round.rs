@@ -295,7 +295,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             }
             Err(why) => {
                 self.actions
-                    .push_back(Pending::FailedFlush(waiter.member, waiter.tag, why))
+                    .push_back(Pending::FailedFlush(waiter.member, waiter.tag, why));
             }
         }
     }

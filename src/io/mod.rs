@@ -6,7 +6,7 @@
 //! ([`TcpStream::set_read_timeout`](std::net::TcpStream::set_read_timeout)), or for whoever
 //! cancels.
 //!
-//! This module is for [`std::io`]; [`futures`] is the same for `futures::io`. Both are short
+//! This module is for [`std::io`]; `io::futures` is the same for `futures::io`. Both are short
 //! enough to be replaced, where a program has its own way of waiting.
 //!
 //! ```

@@ -291,7 +291,7 @@ impl Session {
         let contexts = u32::try_from(self.contexts().len()).unwrap_or(u32::MAX);
         let fits = request.length >= StatusQuery::len_for(0)
             && request.length <= StatusQuery::len_for(contexts)
-            && request.length % 4 == 0;
+            && request.length.is_multiple_of(4);
         if fits {
             Ok(())
         } else {

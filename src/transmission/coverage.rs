@@ -71,10 +71,10 @@ impl Coverage {
         if let Some(next_end) = self.islands.remove(&end) {
             end = next_end;
         }
-        if let Some((&before, &before_end)) = self.islands.range(..start).next_back() {
-            if before_end == start {
-                start = before;
-            }
+        if let Some((&before, &before_end)) = self.islands.range(..start).next_back()
+            && before_end == start
+        {
+            start = before;
         }
         self.islands.insert(start, end);
     }

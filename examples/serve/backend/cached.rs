@@ -230,6 +230,7 @@ impl Handle for CachedHandle {
 
 impl CachedHandle {
     /// Bytes of memory held.
+    #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.state.lock().contents.cost()
     }
@@ -311,10 +312,10 @@ impl CachedHandle {
                 let target = (gap.start - offset) as usize..(gap.end - offset) as usize;
                 buf[target].copy_from_slice(&loaded[source]);
             }
-            if let Some(mut state) = self.lock(patience) {
-                if state.contents.generation() == generation {
-                    state.contents.keep(blocks.start, &loaded, self.limit);
-                }
+            if let Some(mut state) = self.lock(patience)
+                && state.contents.generation() == generation
+            {
+                state.contents.keep(blocks.start, &loaded, self.limit);
             }
         }
         Ok(true)

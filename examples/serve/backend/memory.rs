@@ -70,6 +70,7 @@ impl MemoryBackend {
     }
 
     /// The memory that holds data now, in bytes.
+    #[cfg(test)]
     pub(crate) fn allocated(&self) -> u64 {
         self.store.page_count.load(Ordering::Relaxed) * PAGE as u64
     }

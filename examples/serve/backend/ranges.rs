@@ -37,16 +37,17 @@ impl<V: Copy + Eq> RangeMap<V> {
             return;
         }
         self.remove(start, end);
-        if let Some((&left, &(left_end, left_value))) = self.ranges.range(..start).next_back() {
-            if left_end == start && left_value == value {
-                start = left;
-            }
+        if let Some((&left, &(left_end, left_value))) = self.ranges.range(..start).next_back()
+            && left_end == start
+            && left_value == value
+        {
+            start = left;
         }
-        if let Some(&(right_end, right_value)) = self.ranges.get(&end) {
-            if right_value == value {
-                self.ranges.remove(&end);
-                end = right_end;
-            }
+        if let Some(&(right_end, right_value)) = self.ranges.get(&end)
+            && right_value == value
+        {
+            self.ranges.remove(&end);
+            end = right_end;
         }
         self.ranges.insert(start, (end, value));
     }

@@ -433,11 +433,12 @@ fn see(event: ReplyEvent<'_>, events: &mut Vec<SeenReply>) {
             offset,
             bytes,
         } => {
-            if let Some(SeenReply::Data(same, start, earlier)) = events.last_mut() {
-                if *same == cookie && *start + earlier.len() as u64 == offset {
-                    earlier.extend_from_slice(bytes);
-                    return;
-                }
+            if let Some(SeenReply::Data(same, start, earlier)) = events.last_mut()
+                && *same == cookie
+                && *start + earlier.len() as u64 == offset
+            {
+                earlier.extend_from_slice(bytes);
+                return;
             }
             SeenReply::Data(cookie, offset, bytes.to_vec())
         }
@@ -451,11 +452,11 @@ fn see(event: ReplyEvent<'_>, events: &mut Vec<SeenReply>) {
             context,
             extents,
         } => {
-            if let Some(SeenReply::Status(same, id, earlier)) = events.last_mut() {
-                if (*same, *id) == (cookie, context) {
-                    earlier.extend(extents);
-                    return;
-                }
+            if let Some(SeenReply::Status(same, id, earlier)) = events.last_mut()
+                && (*same, *id) == (cookie, context)
+            {
+                earlier.extend(extents);
+                return;
             }
             SeenReply::Status(cookie, context, extents.collect())
         }

@@ -401,10 +401,10 @@ impl ReplyDecoder {
         let (max_payload, max_drain) = (self.max_payload, self.max_drain);
         self.phase = self.with_request(|pending| {
             // proto.md "Extended reply chunk message": the offset MUST match the request.
-            if let Some(found) = offset {
-                if found != pending.request.offset {
-                    return Err(Violation::WrongOffset { found });
-                }
+            if let Some(found) = offset
+                && found != pending.request.offset
+            {
+                return Err(Violation::WrongOffset { found });
             }
             pending.chunk(max_chunks)?;
             let phase = phase_of(&chunk, pending.request.kind, style)?;

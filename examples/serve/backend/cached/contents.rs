@@ -93,12 +93,12 @@ impl Contents {
     pub(super) fn view(&mut self, offset: u64, buf: &mut [u8], gaps: &mut Vec<Range<u64>>) {
         for part in parts(offset, buf.len(), BLOCK) {
             let target = &mut buf[part.range.clone()];
-            if let Some(block) = self.blocks.get_mut(&part.index) {
-                if block.complete {
-                    block.used = true;
-                    target.copy_from_slice(&block.data[part.start..part.start + target.len()]);
-                    continue;
-                }
+            if let Some(block) = self.blocks.get_mut(&part.index)
+                && block.complete
+            {
+                block.used = true;
+                target.copy_from_slice(&block.data[part.start..part.start + target.len()]);
+                continue;
             }
             self.view_modified(&part, target, gaps);
         }
@@ -301,10 +301,10 @@ impl Contents {
             return;
         }
         for index in range {
-            if let Some(block) = blocks.get_mut(&index) {
-                if !stays(dirty, index, block) {
-                    blocks.remove(&index);
-                }
+            if let Some(block) = blocks.get_mut(&index)
+                && !stays(dirty, index, block)
+            {
+                blocks.remove(&index);
             }
         }
     }
