@@ -31,6 +31,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group) = self.groups.get(group) else {
             return false;
         };
+        if group.order_waiting.is_empty() && group.ranges.is_within(key, range) {
+            return false;
+        }
         let members = &self.members;
         let in_the_way = |segment: &Segment| segment.owner != key && is_live(members, segment);
         if group.ranges.over(range).any(|(_, it)| in_the_way(it)) {
@@ -58,6 +61,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Remembers a modification that begins.
     pub(super) fn take_range(&mut self, group: Key, key: Key, range: Range) {
         let max = self.config.max_ranges();
+        if let Some(group) = self.groups.get_mut(group)
+            && group.ranges.is_within(key, range)
+        {
+            group.ranges.begin(key, range);
+            return;
+        }
         if self
             .members
             .get(key)
