@@ -218,7 +218,7 @@ const fn is_about_extents(violation: Violation) -> bool {
 struct Open {
     asked: Asked,
     again: u32,
-    /// Disjoint ranges that came, by their beginning, and their length.
+    /// Disjoint ranges that came: beginning and length.
     came: BTreeMap<u64, u64>,
     /// For each context that came: its extents.
     status: BTreeMap<u32, Vec<Extent>>,
@@ -315,13 +315,10 @@ impl Judge {
     }
 
     fn data(&mut self, cookie: Cookie, offset: u64, length: u64, at: usize) {
-        let df = CommandFlags::DF;
         let open = self.of(cookie);
-        let adjacent = open.came.is_empty() || open.came.contains_key(&offset) || {
-            let mut ends = open.came.iter().map(|(start, length)| start + length);
-            ends.any(|end| end == offset)
-        };
-        assert!(adjacent || !open.asked.request.flags.contains(df));
+        // Pieces of one chunk follow each other.
+        let follows = open.came.is_empty() || open.came.iter().any(|(at, len)| at + len == offset);
+        assert!(follows || !open.asked.request.flags.contains(CommandFlags::DF));
         open.cover(offset, length);
         if let Some(Event::Data {
             cookie: last_cookie,
@@ -404,9 +401,12 @@ impl Open {
     fn cover(&mut self, offset: u64, length: u64) {
         assert_eq!(self.asked.request.kind, CommandType::READ);
         assert!(length > 0 && self.has(offset, length), "not asked for");
-        let before = self.came.range(..offset + length).next_back();
-        if let Some((start, length)) = before {
-            assert!(start + length <= offset, "it came twice");
+        if let Some((start, before)) = self.came.range_mut(..offset + length).next_back() {
+            assert!(start + *before <= offset, "it came twice");
+            if start + *before == offset {
+                *before += length;
+                return;
+            }
         }
         self.came.insert(offset, length);
     }

@@ -75,6 +75,9 @@ struct Connection {
     backend: Backend,
     read_only: bool,
     cache: Cache,
+    /// Modifications that have ended on the handle, and how many of them a flush has covered.
+    modified: usize,
+    covered: usize,
     released: bool,
 }
 
@@ -106,6 +109,8 @@ struct Flushing {
     conn: usize,
     flush: FlushId,
     before: Cache,
+    /// Modifications that had ended on the handle when it started.
+    modified: usize,
 }
 
 #[derive(Debug)]
@@ -204,6 +209,8 @@ impl World {
             backend: Backend::new(),
             read_only: false,
             cache: Cache::new(),
+            modified: 0,
+            covered: 0,
             released: false,
         };
         if self.nature.loads_on_open && !self.nature.shared {
@@ -270,7 +277,9 @@ impl World {
         if was == Stage::Gone {
             return self.coordinator.lost(conn);
         }
-        if connection.cache.values().any(|cell| cell.dirty) {
+        // What was not covered is lost, or, if the cache has written it back by itself, not known to
+        // be in storage.
+        if connection.modified > connection.covered {
             self.promises = false;
         }
         if was == Stage::Opening {
@@ -487,7 +496,9 @@ impl World {
             cell.or_insert(Cell { id, dirty: false });
         }
         let range = command.offset..command.offset + command.length;
-        let cells: Vec<u64> = self.connections[conn].cells(range).collect();
+        let connection = &mut self.connections[conn];
+        connection.modified += usize::from(command.kind.is_modification());
+        let cells: Vec<u64> = connection.cells(range).collect();
         for cell in cells {
             let stored = self.store[cell as usize];
             if command.kind.is_modification() {
@@ -530,10 +541,12 @@ impl World {
                     );
                     self.flushes += 1;
                     let before = self.cache(key).clone();
+                    let modified = self.connections[key].modified;
                     self.flushing.push(Flushing {
                         conn: key,
                         flush,
                         before,
+                        modified,
                     });
                 }
                 Action::Reply { key, tag, result } => {
@@ -573,6 +586,7 @@ impl World {
             conn,
             flush,
             before,
+            modified,
         } = self.flushing.remove(at);
         for (cell, old) in before {
             let written = match fault {
@@ -609,8 +623,11 @@ impl World {
                 it.fetched.clear();
             }
         }
+        let connection = &mut self.connections[conn];
         let mut result = Ok(());
-        if fault.is_some() {
+        if fault.is_none() {
+            connection.covered = connection.covered.max(modified);
+        } else {
             result = Err(Errno::EIO);
             self.fail();
         }
