@@ -10,10 +10,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use nbd_proto::wire::{CommandType, TransmissionFlags};
 
-use crate::file::{DestinationFile, SourceFile};
-use crate::shared::connection::{Completion, Connection, Error, Settings};
-use crate::shared::stream::Patience;
-use crate::shared::uri::NbdUri;
+use super::file::{DestinationFile, SourceFile};
+use super::shared::connection::{Completion, Connection, Error, Settings};
+use super::shared::stream::Patience;
+use super::shared::uri::NbdUri;
 
 /// Something that was asked of an end, and what came of it.
 #[derive(Debug)]

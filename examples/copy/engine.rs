@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use nbd_proto::wire::CommandType;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::endpoint::{Destination, Done, Source};
-use crate::progress::Progress;
-use crate::shared::signals::Signals;
-use crate::shared::stream::wait_any;
+use super::endpoint::{Destination, Done, Source};
+use super::progress::Progress;
+use super::shared::signals::Signals;
+use super::shared::stream::wait_any;
 
 /// How long, at most, requests in flight are waited for once the copy has failed.
 const GRACE: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use crate::endpoint::Place;
+use super::endpoint::Place;
 
 /// No more than this is held in memory.
 const MAX_IN_FLIGHT: u64 = 1 << 30;

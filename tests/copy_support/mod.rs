@@ -216,6 +216,8 @@ pub(crate) struct Server {
     port: u16,
     pub(crate) disk: Disk,
     log: Receiver<Heard>,
+    /// Dropped with the server: the test is over.
+    _test: Sender<()>,
 }
 
 pub(crate) type Disk = Arc<Mutex<Vec<u8>>>;
@@ -230,7 +232,7 @@ pub(crate) enum Heard {
 impl Server {
     /// Accepts one client and leaves it to `behave`.
     pub(crate) fn raw(behave: impl FnOnce(TcpStream) + Send + 'static) -> Self {
-        Self::listen(Vec::new(), |stream, _, _| behave(stream))
+        Self::listen(Vec::new(), |stream, _, _, _| behave(stream))
     }
 
     /// Accepts one client, shakes hands, and leaves the rest to `behave`.
@@ -240,9 +242,9 @@ impl Server {
         behave: impl FnOnce(&mut Peer) + Send + 'static,
     ) -> Self {
         assert_eq!(offer.size, contents.len() as u64);
-        Self::listen(contents, move |mut stream, disk, log| {
+        Self::listen(contents, move |mut stream, disk, log, test| {
             if let Some(session) = shake_hands(&mut stream, &offer) {
-                behave(&mut Peer::new(stream, session, disk, log));
+                behave(&mut Peer::new(stream, session, disk, log, test));
             }
         })
     }
@@ -266,29 +268,35 @@ impl Server {
         contents: Vec<u8>,
         handshake: impl FnOnce(&mut TcpStream) -> Session + Send + 'static,
     ) -> Self {
-        Self::listen(contents, move |mut stream, disk, log| {
+        Self::listen(contents, move |mut stream, disk, log, test| {
             let session = handshake(&mut stream);
-            Peer::new(stream, session, disk, log).serve(|_, _, _| false);
+            Peer::new(stream, session, disk, log, test).serve(|_, _, _| false);
         })
     }
 
     fn listen(
         contents: Vec<u8>,
-        behave: impl FnOnce(TcpStream, Disk, Sender<Heard>) + Send + 'static,
+        behave: impl FnOnce(TcpStream, Disk, Sender<Heard>, Receiver<()>) + Send + 'static,
     ) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let disk = Arc::new(Mutex::new(contents));
         let (sender, log) = mpsc::channel();
+        let (_test, test) = mpsc::channel();
         let theirs = Arc::clone(&disk);
         thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             stream.set_read_timeout(Some(SERVER_PATIENCE)).unwrap();
             stream.set_write_timeout(Some(SERVER_PATIENCE)).unwrap();
             stream.set_nodelay(true).unwrap();
-            behave(stream, theirs, sender);
+            behave(stream, theirs, sender, test);
         });
-        Self { port, disk, log }
+        Self {
+            port,
+            disk,
+            log,
+            _test,
+        }
     }
 
     pub(crate) fn uri(&self) -> String {
@@ -330,18 +338,26 @@ pub(crate) struct Peer {
     decoder: RequestDecoder,
     input: Vec<u8>,
     log: Sender<Heard>,
+    test: Receiver<()>,
     pub(crate) session: Session,
     pub(crate) encoder: ReplyEncoder,
     pub(crate) disk: Disk,
 }
 
 impl Peer {
-    fn new(stream: TcpStream, session: Session, disk: Disk, log: Sender<Heard>) -> Self {
+    fn new(
+        stream: TcpStream,
+        session: Session,
+        disk: Disk,
+        log: Sender<Heard>,
+        test: Receiver<()>,
+    ) -> Self {
         Self {
             stream,
             decoder: RequestDecoder::new(&session, &Limits::new()),
             input: Vec::new(),
             log,
+            test,
             encoder: ReplyEncoder::new(&session),
             session,
             disk,
@@ -387,7 +403,8 @@ impl Peer {
             if done {
                 return asked.map(|request| (request, payload));
             }
-            if event_needs_input(taken, &self.input) {
+            // Nothing more can be had from what there is.
+            if taken == 0 || self.input.is_empty() {
                 let mut chunk = vec![0; 1 << 16];
                 match self.stream.read(&mut chunk) {
                     Ok(count) if count > 0 => self.input.extend_from_slice(&chunk[..count]),
@@ -464,6 +481,11 @@ impl Peer {
         let _ = self.stream.read_to_end(&mut Vec::new());
     }
 
+    /// Takes nothing and says nothing, until the test is over.
+    pub(crate) fn be_deaf(&mut self) {
+        let _ = self.test.recv();
+    }
+
     /// Hangs up.
     pub(crate) fn close(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
@@ -474,11 +496,6 @@ impl Peer {
         assert!(self.input.is_empty());
         &mut self.stream
     }
-}
-
-/// Whether nothing more can be had from what there is.
-fn event_needs_input(taken: usize, rest: &[u8]) -> bool {
-    taken == 0 || rest.is_empty()
 }
 
 fn range(request: &Request) -> std::ops::Range<usize> {
