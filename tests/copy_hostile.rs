@@ -361,7 +361,7 @@ fn a_server_that_stops_within_data_is_left_after_the_timeout() {
 #[test]
 fn a_server_that_takes_no_more_is_left_after_the_timeout() {
     let size = 64 << 20;
-    let server = Server::new(Offer::new(size), vec![0; size], Peer::be_deaf);
+    let server = Server::new(Offer::new(size), vec![0; size], |peer| peer.be_deaf());
     store(&server, size, &["--timeout", "1", "--request-size", "4M"])
         .failed_with(&["was silent for 1 s"]);
 }

@@ -144,7 +144,7 @@ pub(crate) struct Rng(u64);
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
         // Shown only when the test fails.
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -482,12 +482,12 @@ impl Peer {
     }
 
     /// Takes nothing and says nothing, until the test is over.
-    pub(crate) fn be_deaf(&mut self) {
+    pub(crate) fn be_deaf(&self) {
         let _ = self.test.recv();
     }
 
     /// Hangs up.
-    pub(crate) fn close(&mut self) {
+    pub(crate) fn close(&self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
