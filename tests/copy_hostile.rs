@@ -328,8 +328,38 @@ fn a_server_that_leaves_between_replies_is_told_of() {
             words.iter().any(|word| ended.stderr.contains(word)),
             "{ended:?}"
         );
-        ended.failed_with(&["incomplete"]);
+        ended.failed_with(&[match kind {
+            CommandType::FLUSH => "all 1049353 bytes were written, but",
+            _ => "is incomplete",
+        }]);
     }
+}
+
+#[test]
+fn a_source_that_leaves_after_its_last_byte_has_done_its_part() {
+    let (sender, left) = mpsc::channel();
+    let source = Server::new(structured(), contents(SIZE), move |peer| {
+        let mut to_come = SIZE as u64;
+        while to_come > 0 {
+            let (request, payload) = peer.next_request().unwrap();
+            peer.answer(&request, &payload);
+            to_come -= request.length;
+        }
+        peer.close();
+        sender.send(()).unwrap();
+    });
+    let mut left = Some(left);
+    let destination = Server::with(structured(), vec![0; SIZE], move |_, request, _| {
+        // The last write is not answered before the source is gone.
+        if request.offset >= 1 << 20
+            && let Some(left) = left.take()
+        {
+            left.recv().unwrap();
+        }
+        false
+    });
+    copy([source.uri(), destination.uri()]).well();
+    assert!(*source.disk.lock().unwrap() == *destination.disk.lock().unwrap());
 }
 
 #[test]
@@ -468,6 +498,14 @@ fn a_destination_that_is_too_small_is_refused_untouched() {
 }
 
 #[test]
+fn an_export_that_is_too_large_for_a_file_is_refused() {
+    let mut offer = structured();
+    offer.size = u64::MAX;
+    let server = Server::good(offer, Vec::new());
+    fetch(&server, &[]).failed_with(&["18446744073709551615 bytes long"]);
+}
+
+#[test]
 fn a_size_that_the_destination_cannot_take_exactly_is_refused() {
     let offer = Offer::new(1 << 20).block_sizes(512, 4096, 1 << 20);
     let server = Server::good(offer, vec![0; 1 << 20]);
@@ -517,6 +555,24 @@ fn wrong_uris_are_refused_with_the_reason() {
         ("nbd:localhost:10809", "nbd://"),
     ] {
         copy([uri, "/nonexistent/x"]).failed_with(&[uri, words]);
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_refused_in_one_line() {
+    for (arguments, words) in [
+        (&[][..], "<SRC> <DST>"),
+        (&["a"], "<DST>"),
+        (&["a", "b", "c"], "'c'"),
+        (&["a", "b", "--requests", "0"], "--requests"),
+        (
+            &["a", "b", "--request-size", "256Q"],
+            "such as 65536, 64K or 1M",
+        ),
+        (&["a", "b", "--timeout", "0"], "--timeout"),
+        (&["-", "--frobnicate"], "--frobnicate"),
+    ] {
+        copy(arguments).ended_with(2, &[words, "see copy --help"]);
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::endpoint::{Destination, Done, Source};
 use super::progress::Progress;
+use super::shared::connection::Error;
 use super::shared::signals::Signals;
 use super::shared::stream::wait_any;
 
@@ -69,6 +70,7 @@ pub(crate) fn run(
         destination,
         plan,
         next: 0,
+        reading: 0,
         under_way: 0,
         copied: 0,
         spare: Vec::new(),
@@ -96,6 +98,8 @@ struct Copy {
     plan: Plan,
     /// Where the next block begins.
     next: u64,
+    /// Blocks that are being read.
+    reading: usize,
     /// Blocks that are being read or written.
     under_way: usize,
     copied: u64,
@@ -165,8 +169,16 @@ impl Copy {
         {
             self.begin_block();
         }
-        let is_copied = self.next >= self.plan.size && self.under_way == 0;
-        if self.failure.is_none() && is_copied && self.end == Ending::Not {
+        if self.failure.is_some() || self.next < self.plan.size {
+            return;
+        }
+        if self.source.is_idle() {
+            // It has given all that it has. What becomes of it while the destination is still
+            // busy is no matter of ours.
+            self.source
+                .close(Instant::now() + self.plan.timeout.min(GRACE));
+        }
+        if self.under_way == 0 && self.end == Ending::Not {
             self.begin_flush();
         }
     }
@@ -179,6 +191,7 @@ impl Copy {
         match self.source.read(self.next, length, buffer) {
             Ok(()) => {
                 self.next += length as u64;
+                self.reading += 1;
                 self.under_way += 1;
             }
             Err(error) => self.fail(Failure::Error(format!("{}: {error}", self.source.place()))),
@@ -186,10 +199,6 @@ impl Copy {
     }
 
     fn begin_flush(&mut self) {
-        // The source has given all that it has. It may go, and what becomes of it while the
-        // destination flushes is no matter of ours.
-        self.source
-            .close(Instant::now() + self.plan.timeout.min(GRACE));
         if !self.destination.has_flush() {
             self.end = Ending::Unflushed;
             return;
@@ -218,6 +227,7 @@ impl Copy {
     }
 
     fn take_read(&mut self, done: Done) {
+        self.reading -= 1;
         if let Err(why) = &done.result {
             let (length, offset) = (done.buffer.len(), done.offset);
             let place = self.source.place();
@@ -284,12 +294,20 @@ impl Copy {
         }
     }
 
+    /// Whether the source was lost too early. After its last byte it may go as it likes; only a
+    /// broken rule is still a reason to doubt what it said before.
+    const fn is_needed(&self, error: &Error) -> bool {
+        self.reading > 0 || self.next < self.plan.size || matches!(error, Error::Protocol(_))
+    }
+
     fn drive(&mut self) {
         let source = self.source.drive();
         let destination = self.destination.drive();
         // What was answered before the connection was lost comes first: it may say why.
         self.take_done();
-        if let Err(error) = source {
+        if let Err(error) = source
+            && self.is_needed(&error)
+        {
             self.fail(Failure::Error(format!("{}: {error}", self.source.place())));
         }
         if let Err(error) = destination {

@@ -30,10 +30,14 @@ use shared::signals::Signals;
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
         Ok(options) => options,
-        Err(error) => {
-            // Help is no error. Whether anyone reads either is not ours to know.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        Err(error) if error.use_stderr() => {
+            say(&one_line(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+        Err(help) => {
+            // If nobody reads it, nobody needs help.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
         }
     };
     match copy(&options) {
@@ -66,6 +70,17 @@ fn say(words: &str) {
     let _ = writeln!(io::stderr(), "copy: {line}");
 }
 
+/// What is wrong with the command line, without what `--help` says as well.
+fn one_line(error: &str) -> String {
+    let error = error.strip_prefix("error: ").unwrap_or(error);
+    let words: Vec<_> = error
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .map(str::trim)
+        .collect();
+    format!("{}; see copy --help", words.join(" "))
+}
+
 fn copy(options: &Options) -> Result<(), Ended> {
     let signals = Signals::listen().context("cannot listen to signals")?;
     let settings = Settings {
@@ -92,10 +107,14 @@ fn copy(options: &Options) -> Result<(), Ended> {
     let time = begun.elapsed();
     progress.clear();
 
-    let rest = format!(
-        "{copied} of {} bytes were copied, and {name} is incomplete",
-        plan.size
-    );
+    let rest = if copied < plan.size {
+        format!(
+            "{copied} of {} bytes were copied, and {name} is incomplete",
+            plan.size
+        )
+    } else {
+        format!("all {copied} bytes were written, but {name} was not flushed")
+    };
     match result {
         Ok(flushed) => {
             if !options.quiet {
