@@ -117,7 +117,10 @@ fn from_server_to_server() {
 fn from_file_to_file() {
     let directory = directory();
     let (from, to) = (file(&directory, "from"), file(&directory, "to"));
-    fs::write(&from, contents(SIZE)).unwrap();
+    let mut data = contents(SIZE);
+    // Whole requests of zeroes, where the destination could keep what it had.
+    data[1 << 20..2 << 20].fill(0);
+    fs::write(&from, data).unwrap();
     // Longer than the source, and full of something else.
     fs::write(&to, vec![0xee; 2 * SIZE]).unwrap();
     copy([&from, &to]).well();

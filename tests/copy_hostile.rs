@@ -483,7 +483,17 @@ fn a_server_that_is_not_there_is_told_of() {
 fn a_read_only_destination_is_refused_untouched() {
     let flags = TransmissionFlags::SEND_FLUSH | TransmissionFlags::READ_ONLY;
     let server = Server::good(structured().flags(flags), contents(SIZE));
-    store(&server, SIZE, &[]).failed_with(&["read-only"]);
+    store(&server, SIZE, &[]).failed_with(&["the destination is read-only"]);
+    // Nor was anything read for it.
+    let source = Server::good(structured(), contents(SIZE));
+    let server = Server::good(structured().flags(flags), contents(SIZE));
+    copy([source.uri(), server.uri()]).failed_with(&["the destination is read-only"]);
+    assert!(
+        !source
+            .log()
+            .iter()
+            .any(|heard| matches!(heard, Heard::Request(_)))
+    );
 }
 
 #[test]
