@@ -7,30 +7,16 @@ mod copy_support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
 
-use copy_support::{Heard, Offer, Peer, Rng, Server, contents, copy};
+use copy_support::{Heard, Offer, Peer, Rng, Server, contents, copy, directory, file, text};
 use nbd_proto::session::{ReplyStyle, Session};
 use nbd_proto::wire::{
     CommandType, ExportNameReply, HandshakeFlags, Name, NewstyleGreeting, OptionCode, OptionReply,
     ReplyType, Request, TransmissionFlags,
 };
-use tempfile::TempDir;
 
 /// No multiple of the size of a request, nor of 512.
 const SIZE: usize = 3 * (1 << 20) + 12_345;
-
-fn directory() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
-fn file(directory: &TempDir, name: &str) -> PathBuf {
-    directory.path().join(name)
-}
-
-fn text(path: &std::path::Path) -> String {
-    path.to_str().unwrap().to_owned()
-}
 
 /// Copies from a server to a file, which must then have what the server has.
 #[track_caller]

@@ -4,9 +4,10 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -21,6 +22,7 @@ use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
 use nbd_proto::wire::{
     Chunk, ChunkType, CommandType, Cookie, Errno, Name, ReplyFlags, Request, TransmissionFlags,
 };
+use tempfile::TempDir;
 
 /// A copy takes milliseconds; one that takes this long hangs.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -133,6 +135,37 @@ impl Ended {
 
 pub(crate) fn copy<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Ended {
     start(arguments).finish()
+}
+
+pub(crate) fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+pub(crate) fn file(directory: &TempDir, name: &str) -> PathBuf {
+    directory.path().join(name)
+}
+
+pub(crate) fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// What comes of a copy from this server.
+pub(crate) fn fetch(server: &Server, options: &[&str]) -> Ended {
+    let directory = directory();
+    let path = text(&file(&directory, "out"));
+    let mut arguments = vec![server.uri(), path];
+    arguments.extend(options.iter().map(|&option| option.to_owned()));
+    copy(arguments)
+}
+
+/// What comes of a copy to this server.
+pub(crate) fn store(server: &Server, size: usize, options: &[&str]) -> Ended {
+    let directory = directory();
+    let path = file(&directory, "in");
+    fs::write(&path, contents(size)).unwrap();
+    let mut arguments = vec![text(&path), server.uri()];
+    arguments.extend(options.iter().map(|&option| option.to_owned()));
+    copy(arguments)
 }
 
 // --- data ---
