@@ -437,6 +437,15 @@ fn success_with_a_gap_ends_the_session() {
 }
 
 #[test]
+fn a_request_whose_reply_ends_too_early_stays_unanswered() {
+    let mut decoder = decoder(ReplyStyle::Structured, &[read()]);
+    let wire = done();
+    assert!(decoder.next(&mut &wire[..]).is_err());
+    assert_eq!(decoder.in_flight(), 1);
+    assert!(decoder.unanswered().eq([&read()]));
+}
+
+#[test]
 fn overlapping_content_ends_the_session() {
     let (offset, length) = (1400, 200);
     for second in [data(DONE, offset, 200), hole(DONE, offset, 200)] {

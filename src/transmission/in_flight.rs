@@ -136,7 +136,7 @@ impl Pending {
     }
 
     /// What the reply comes to, now that it has ended.
-    pub(super) fn finish(self) -> Result<Result<(), Errno>, Violation> {
+    pub(super) fn finish(&self) -> Result<Result<(), Errno>, Violation> {
         if let Some(errno) = self.error {
             // proto.md "Error values": an unexpected value is as good as EINVAL.
             return Ok(Err(errno.or_einval()));
@@ -190,8 +190,8 @@ impl InFlight {
         self.requests.get_mut(&cookie)
     }
 
-    pub(super) fn remove(&mut self, cookie: Cookie) -> Option<Pending> {
-        self.requests.remove(&cookie)
+    pub(super) fn remove(&mut self, cookie: Cookie) {
+        self.requests.remove(&cookie);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Request> {

@@ -643,14 +643,10 @@ impl ReplyDecoder {
             return Ok(Step::Next);
         }
         let cookie = self.cookie;
-        let pending = self
-            .in_flight
-            .remove(cookie)
-            .ok_or(Fatal::UnknownCookie { cookie })?;
-        match pending.finish() {
-            Ok(result) => Ok(Step::Event(ReplyEvent::Finished { cookie, result })),
-            Err(violation) => Err(self.broken(violation)),
-        }
+        // A request whose reply ends badly stays unanswered.
+        let result = self.with_request(|pending| pending.finish())?;
+        self.in_flight.remove(cookie);
+        Ok(Step::Event(ReplyEvent::Finished { cookie, result }))
     }
 
     // --- data that does not go through the input ---

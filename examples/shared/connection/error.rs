@@ -1,0 +1,54 @@
+//! What can go wrong with a connection.
+
+use std::io;
+use std::time::Duration;
+
+use nbd_proto::handshake::NegotiateError;
+use nbd_proto::io::Error as HandshakeError;
+use nbd_proto::transmission::client::Fatal;
+
+/// Why there is no connection, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("TLS is not supported by this program yet")]
+    Tls,
+    #[error("stopped by a signal")]
+    Stopped,
+    #[error("cannot connect: {0}; is the server running there?")]
+    Connect(io::Error),
+    #[error("cannot connect: no answer for {} s", .0.as_secs())]
+    ConnectTimeout(Duration),
+    #[error("negotiation failed: {0}")]
+    Handshake(Box<HandshakeError<NegotiateError>>),
+    #[error("the server did not finish the negotiation within {} s", .0.as_secs())]
+    HandshakeTimeout(Duration),
+    #[error("the connection failed: {0}")]
+    Io(io::Error),
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Protocol(Fatal),
+    #[error("the server acknowledged a write at offset {offset} before it had the data")]
+    TooEarly { offset: u64 },
+    #[error(
+        "the server was silent for {} s with {in_flight} requests unanswered; \
+         if it is only slow, raise --timeout", .timeout.as_secs()
+    )]
+    Silent { timeout: Duration, in_flight: usize },
+    #[error("the request cannot be sent: {0}")]
+    Request(String),
+}
+
+impl Error {
+    /// Whether time ran out.
+    pub(crate) fn is_timeout(&self) -> bool {
+        match self {
+            Self::Handshake(error) => match &**error {
+                HandshakeError::Io(error) => error.kind() == io::ErrorKind::TimedOut,
+                _ => false,
+            },
+            Self::ConnectTimeout(_) | Self::HandshakeTimeout(_) | Self::Silent { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What the client programs among the examples have in common: where a server is, getting into
+//! transmission with it, and talking to it without ever waiting for it alone.
+//!
+//! A program takes it in with `#[path = "../shared/mod.rs"] mod shared;`.
+
+pub(crate) mod connection;
+pub(crate) mod signals;
+pub(crate) mod stream;
+pub(crate) mod uri;

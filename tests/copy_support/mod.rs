@@ -1,0 +1,537 @@
+//! What the tests of the example `copy` need: the program itself, and servers of all manners to
+//! set it on, made of the library's own server side.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use nbd_proto::handshake::{Ask, Export, ServerConfig};
+use nbd_proto::io::server_handshake;
+use nbd_proto::limits::Limits;
+use nbd_proto::session::{BlockSizes, Session};
+use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
+use nbd_proto::wire::{
+    Chunk, ChunkType, CommandType, Cookie, Errno, Name, ReplyFlags, Request, TransmissionFlags,
+};
+use tempfile::TempDir;
+
+/// A copy takes milliseconds; one that takes this long hangs.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// How long a server of a test waits for its client, so that no thread is left behind.
+const SERVER_PATIENCE: Duration = Duration::from_secs(90);
+
+// --- the program ---
+
+/// The program `copy`. Cargo builds the examples before it runs the tests, and puts them next to
+/// the directory of the test programs.
+fn program() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.push("examples");
+    path.push("copy");
+    assert!(
+        path.exists(),
+        "{} does not exist: build it with `cargo build --example copy` (`cargo test` does)",
+        path.display()
+    );
+    path
+}
+
+/// The program, running under a watchdog.
+pub(crate) struct Running {
+    child: Child,
+    ended: Sender<()>,
+}
+
+pub(crate) fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Running {
+    let child = Command::new(program())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (ended, end) = mpsc::channel();
+    let pid = rustix::process::Pid::from_child(&child);
+    thread::spawn(move || {
+        if end.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
+    Running { child, ended }
+}
+
+impl Running {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Nobody reads what the program says.
+    pub(crate) fn close_output(&mut self) {
+        drop(self.child.stdout.take());
+        drop(self.child.stderr.take());
+    }
+
+    pub(crate) fn finish(self) -> Ended {
+        let output = self.child.wait_with_output().unwrap();
+        let _ = self.ended.send(());
+        Ended::new(&output)
+    }
+}
+
+/// How the program ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    fn new(output: &Output) -> Self {
+        Self {
+            status: output.status.code(),
+            stdout: String::from_utf8(output.stdout.clone()).unwrap(),
+            stderr: String::from_utf8(output.stderr.clone()).unwrap(),
+        }
+    }
+
+    /// Success, and nothing to complain about.
+    #[track_caller]
+    pub(crate) fn well(self) {
+        assert_eq!(self.status, Some(0), "{self:?}");
+        assert_eq!(self.stderr, "");
+    }
+
+    /// Failure with status 1, said in one line which has all these words.
+    #[track_caller]
+    pub(crate) fn failed_with(self, words: &[&str]) {
+        self.ended_with(1, words);
+    }
+
+    #[track_caller]
+    pub(crate) fn ended_with(self, status: i32, words: &[&str]) {
+        assert_eq!(self.status, Some(status), "{self:?}");
+        assert_eq!(self.stdout, "", "nothing was achieved");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        assert!(self.stderr.starts_with("copy: "), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
+        }
+    }
+}
+
+pub(crate) fn copy<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Ended {
+    start(arguments).finish()
+}
+
+pub(crate) fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+pub(crate) fn file(directory: &TempDir, name: &str) -> PathBuf {
+    directory.path().join(name)
+}
+
+pub(crate) fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// What comes of a copy from this server.
+pub(crate) fn fetch(server: &Server, options: &[&str]) -> Ended {
+    let directory = directory();
+    let path = text(&file(&directory, "out"));
+    let mut arguments = vec![server.uri(), path];
+    arguments.extend(options.iter().map(|&option| option.to_owned()));
+    copy(arguments)
+}
+
+/// What comes of a copy to this server.
+pub(crate) fn store(server: &Server, size: usize, options: &[&str]) -> Ended {
+    let directory = directory();
+    let path = file(&directory, "in");
+    fs::write(&path, contents(size)).unwrap();
+    let mut arguments = vec![text(&path), server.uri()];
+    arguments.extend(options.iter().map(|&option| option.to_owned()));
+    copy(arguments)
+}
+
+// --- data ---
+
+/// A small generator of numbers; the same for the same seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        // Shown only when the test fails.
+        eprintln!("seed {seed}");
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Below `bound`.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from((self.0 >> 11) % bound as u64).unwrap()
+    }
+}
+
+/// Contents with long runs of zeroes in them.
+pub(crate) fn contents(length: usize) -> Vec<u8> {
+    let mut rng = Rng::new(length as u64);
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let run = 1 + rng.below(40_000);
+        if rng.below(2) == 0 {
+            bytes.extend(std::iter::repeat_n(0, run));
+        } else {
+            bytes.extend((0..run).map(|_| u8::try_from(rng.below(256)).unwrap()));
+        }
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+// --- servers ---
+
+/// What a server offers.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    pub(crate) size: u64,
+    pub(crate) flags: TransmissionFlags,
+    pub(crate) structured: bool,
+    pub(crate) block_sizes: BlockSizes,
+}
+
+impl Offer {
+    /// A writable export with all that a copy can use.
+    pub(crate) fn new(size: usize) -> Self {
+        Self {
+            size: size as u64,
+            flags: TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_WRITE_ZEROES,
+            structured: true,
+            block_sizes: BlockSizes::DEFAULT,
+        }
+    }
+
+    pub(crate) fn simple(mut self) -> Self {
+        self.structured = false;
+        self
+    }
+
+    pub(crate) fn flags(mut self, flags: TransmissionFlags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    pub(crate) fn block_sizes(mut self, minimum: u32, preferred: u32, max_payload: u32) -> Self {
+        self.block_sizes = BlockSizes::new(minimum, preferred, max_payload).unwrap();
+        self
+    }
+}
+
+/// A server in a thread, on a port of its own.
+pub(crate) struct Server {
+    port: u16,
+    pub(crate) disk: Disk,
+    log: Receiver<Heard>,
+    /// Dropped with the server: the test is over.
+    _test: Sender<()>,
+}
+
+pub(crate) type Disk = Arc<Mutex<Vec<u8>>>;
+
+/// What a server heard of its client.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Heard {
+    Request(Request),
+    Disconnect,
+}
+
+impl Server {
+    /// Accepts one client and leaves it to `behave`.
+    pub(crate) fn raw(behave: impl FnOnce(TcpStream) + Send + 'static) -> Self {
+        Self::listen(Vec::new(), |stream, _, _, _| behave(stream))
+    }
+
+    /// Accepts one client, shakes hands, and leaves the rest to `behave`.
+    pub(crate) fn new(
+        offer: Offer,
+        contents: Vec<u8>,
+        behave: impl FnOnce(&mut Peer) + Send + 'static,
+    ) -> Self {
+        assert!(offer.size >= contents.len() as u64);
+        Self::listen(contents, move |mut stream, disk, log, test| {
+            if let Some(session) = shake_hands(&mut stream, &offer) {
+                behave(&mut Peer::new(stream, session, disk, log, test));
+            }
+        })
+    }
+
+    /// A server without fault.
+    pub(crate) fn good(offer: Offer, contents: Vec<u8>) -> Self {
+        Self::new(offer, contents, |peer| peer.serve(|_, _, _| false))
+    }
+
+    /// A server that does something else with the requests for which `special` returns true.
+    pub(crate) fn with(
+        offer: Offer,
+        contents: Vec<u8>,
+        mut special: impl FnMut(&mut Peer, &Request, &[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        Self::new(offer, contents, move |peer| peer.serve(&mut special))
+    }
+
+    /// A server that has its own way of shaking hands.
+    pub(crate) fn with_handshake(
+        contents: Vec<u8>,
+        handshake: impl FnOnce(&mut TcpStream) -> Session + Send + 'static,
+    ) -> Self {
+        Self::listen(contents, move |mut stream, disk, log, test| {
+            let session = handshake(&mut stream);
+            Peer::new(stream, session, disk, log, test).serve(|_, _, _| false);
+        })
+    }
+
+    fn listen(
+        contents: Vec<u8>,
+        behave: impl FnOnce(TcpStream, Disk, Sender<Heard>, Receiver<()>) + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let disk = Arc::new(Mutex::new(contents));
+        let (sender, log) = mpsc::channel();
+        let (_test, test) = mpsc::channel();
+        let theirs = Arc::clone(&disk);
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(SERVER_PATIENCE)).unwrap();
+            stream.set_write_timeout(Some(SERVER_PATIENCE)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            behave(stream, theirs, sender, test);
+        });
+        Self {
+            port,
+            disk,
+            log,
+            _test,
+        }
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        format!("nbd://127.0.0.1:{}/disk", self.port)
+    }
+
+    /// All that the client asked, once it is gone.
+    pub(crate) fn log(&self) -> Vec<Heard> {
+        let mut all = Vec::new();
+        loop {
+            match self.log.recv_timeout(SERVER_PATIENCE) {
+                Ok(heard) => all.push(heard),
+                Err(RecvTimeoutError::Disconnected) => return all,
+                Err(RecvTimeoutError::Timeout) => panic!("the client did not leave"),
+            }
+        }
+    }
+
+    /// Waits for the client's next request.
+    pub(crate) fn next_heard(&self) -> Heard {
+        self.log.recv_timeout(SERVER_PATIENCE).unwrap()
+    }
+}
+
+fn shake_hands(stream: &mut TcpStream, offer: &Offer) -> Option<Session> {
+    let export = Export::new(Name::new("disk").unwrap(), offer.size, offer.flags)
+        .with_block_sizes(offer.block_sizes);
+    let config = ServerConfig::new().with_structured_replies(offer.structured);
+    let answer = |ask: Ask<'_>| match ask {
+        Ask::Export(ask) if ask.name() == &export.name => ask.accept(&export),
+        _ => {}
+    };
+    server_handshake(stream, config, answer).ok().flatten()
+}
+
+/// A client, as its server sees it.
+pub(crate) struct Peer {
+    stream: TcpStream,
+    decoder: RequestDecoder,
+    input: Vec<u8>,
+    log: Sender<Heard>,
+    test: Receiver<()>,
+    pub(crate) session: Session,
+    pub(crate) encoder: ReplyEncoder,
+    pub(crate) disk: Disk,
+}
+
+impl Peer {
+    fn new(
+        stream: TcpStream,
+        session: Session,
+        disk: Disk,
+        log: Sender<Heard>,
+        test: Receiver<()>,
+    ) -> Self {
+        Self {
+            stream,
+            decoder: RequestDecoder::new(&session, &Limits::new()),
+            input: Vec::new(),
+            log,
+            test,
+            encoder: ReplyEncoder::new(&session),
+            session,
+            disk,
+        }
+    }
+
+    /// Answers everything until the client leaves.
+    fn serve(&mut self, mut special: impl FnMut(&mut Self, &Request, &[u8]) -> bool) {
+        while let Some((request, payload)) = self.next_request() {
+            if !special(self, &request, &payload) {
+                self.answer(&request, &payload);
+            }
+        }
+    }
+
+    /// The next request and its payload, unless the client left.
+    pub(crate) fn next_request(&mut self) -> Option<(Request, Vec<u8>)> {
+        let mut asked = None;
+        let mut payload = Vec::new();
+        loop {
+            let mut input = self.input.as_slice();
+            let before = input.len();
+            let event = self.decoder.next(&mut input).unwrap();
+            let taken = before - input.len();
+            let mut done = false;
+            match event {
+                Some(RequestEvent::Request(request)) => {
+                    let _ = self.log.send(Heard::Request(request));
+                    asked = Some(request);
+                    done = self.decoder.payload_left() == 0;
+                }
+                Some(RequestEvent::Payload(bytes)) => {
+                    payload.extend_from_slice(bytes);
+                    done = self.decoder.payload_left() == 0;
+                }
+                Some(RequestEvent::Disconnect) => {
+                    let _ = self.log.send(Heard::Disconnect);
+                    return None;
+                }
+                None => {}
+            }
+            self.input.drain(..taken);
+            if done {
+                return asked.map(|request| (request, payload));
+            }
+            // Nothing more can be had from what there is.
+            if taken == 0 || self.input.is_empty() {
+                let mut chunk = vec![0; 1 << 16];
+                match self.stream.read(&mut chunk) {
+                    Ok(count) if count > 0 => self.input.extend_from_slice(&chunk[..count]),
+                    _ => return None,
+                }
+            }
+        }
+    }
+
+    /// Does what is asked, and says so.
+    pub(crate) fn answer(&mut self, request: &Request, payload: &[u8]) {
+        if let Err(refusal) = self.session.check(request) {
+            let head = self.encoder.fail(request, refusal.errno());
+            return self.send(&head);
+        }
+        let range = range(request);
+        let mut disk = self.disk.lock().unwrap();
+        let reply = match request.kind {
+            CommandType::READ => {
+                let head = self.encoder.read(request).unwrap();
+                [head.as_ref(), &disk[range]].concat()
+            }
+            CommandType::WRITE => {
+                disk[range].copy_from_slice(payload);
+                self.encoder.ok(request).to_vec()
+            }
+            CommandType::WRITE_ZEROES => {
+                disk[range].fill(0);
+                self.encoder.ok(request).to_vec()
+            }
+            _ => self.encoder.ok(request).to_vec(),
+        };
+        drop(disk);
+        self.send(&reply);
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        // A client that has left is what some tests are about.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    pub(crate) fn fail(&mut self, request: &Request, errno: Errno, message: &str) {
+        let mut out = Vec::new();
+        self.encoder.error(request, errno, message, &mut out);
+        self.send(&out);
+    }
+
+    /// The data that a read asks for.
+    pub(crate) fn data(&self, request: &Request) -> Vec<u8> {
+        self.disk.lock().unwrap()[range(request)].to_vec()
+    }
+
+    /// A chunk that the library would not let us send.
+    pub(crate) fn chunk(&mut self, kind: ChunkType, last: bool, cookie: Cookie, body: &[u8]) {
+        let mut flags = ReplyFlags::empty();
+        flags.set(ReplyFlags::DONE, last);
+        let head = Chunk {
+            flags,
+            kind,
+            cookie,
+            length: body.len() as u64,
+        };
+        let head = head.to_structured().unwrap();
+        self.send(&[&head, body].concat());
+    }
+
+    pub(crate) fn data_chunk(&mut self, request: &Request, offset: u64, last: bool, data: &[u8]) {
+        let body = [&offset.to_be_bytes(), data].concat();
+        self.chunk(ChunkType::OFFSET_DATA, last, request.cookie, &body);
+    }
+
+    /// Says nothing any more, until the client has had enough.
+    pub(crate) fn be_silent(&mut self) {
+        let _ = self.stream.read_to_end(&mut Vec::new());
+    }
+
+    /// Takes nothing and says nothing, until the test is over.
+    pub(crate) fn be_deaf(&self) {
+        let _ = self.test.recv();
+    }
+
+    /// Hangs up.
+    pub(crate) fn close(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// The connection, for what goes past the library. Nothing must have been read ahead.
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        assert!(self.input.is_empty());
+        &mut self.stream
+    }
+}
+
+fn range(request: &Request) -> std::ops::Range<usize> {
+    let start = usize::try_from(request.offset).unwrap();
+    start..start + usize::try_from(request.length).unwrap()
+}
