@@ -133,6 +133,48 @@ fn t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush
 }
 
 #[test]
+fn t3_holds_over_a_shared_volatile_cache() {
+    let backend = caching().with_multi_conn(true);
+    let mut world = World::with_connections(Config::new(), backend, 2);
+    // The model has a cache per handle; here only the calls count.
+    world.promises = false;
+    world.write(0, 3, 1);
+    world.finish(0, Ok(()));
+    let first = world.flush(0);
+    world.poll();
+    world.write(0, 0, 1);
+    world.finish(0, Ok(()));
+    world.settle();
+    assert_eq!(world.reply(first), OK);
+    let second = world.flush(1);
+    world.poll();
+    assert_eq!(world.reply(second), None);
+    assert_eq!(world.flushes.len(), 2);
+    world.settle();
+    assert_eq!(world.reply(second), OK);
+}
+
+#[test]
+fn t3_fua_does_not_join_a_flush_that_began_before_it_was_executed() {
+    let mut world = world(1);
+    world.write(0, 3, 1);
+    world.finish(0, Ok(()));
+    let flush = world.flush(0);
+    world.poll();
+    assert!(world.is_flushing(0));
+    let x = world.write_fua(0, 0, 1);
+    let at = world.executing(x);
+    world.finish(at, Ok(()));
+    world.finish_flush(0, None);
+    world.poll();
+    assert_eq!(world.reply(x), None, "it is not written out yet");
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    assert_eq!(world.reply(x), OK);
+    assert_eq!(world.store[0], x);
+}
+
+#[test]
 fn t4_native_fua_counts_as_a_write_out_for_the_caches_of_others() {
     let config = Config::new().with_mode(Mode::Plugin);
     let mut world = World::with_connections(config, caching().with_fua(true), 2);
@@ -148,6 +190,22 @@ fn t4_native_fua_counts_as_a_write_out_for_the_caches_of_others() {
     let read = world.read(1, 0, 1);
     world.settle();
     assert_eq!(world.value(read), x);
+}
+
+#[test]
+fn t4_fua_covers_no_write_of_another_connection() {
+    each_level(|config| {
+        let mut world = World::with_connections(config, caching(), 2);
+        let x = world.write(0, 0, 1);
+        world.settle();
+        let u = world.write_fua(1, 4, 1);
+        world.settle();
+        assert_eq!(world.reply(u), OK);
+        let flush = world.flush(1);
+        world.settle();
+        assert_eq!(world.reply(flush), OK);
+        assert_eq!(world.store[0], x);
+    });
 }
 
 #[test]
@@ -232,6 +290,46 @@ fn r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind() {
 }
 
 #[test]
+fn r2_what_cache_and_block_status_load_is_dropped_like_what_a_read_loads() {
+    for kind in [CommandType::CACHE, CommandType::BLOCK_STATUS] {
+        let mut world = world(2);
+        let load = Command::new(kind, 0, 1);
+        world.send_loading(0, load, Load::Everything);
+        world.settle();
+        let x = world.write(1, 0, 1);
+        world.settle();
+        let flush = world.flush(1);
+        world.settle();
+        assert_eq!(world.reply(flush), OK);
+        let read = world.read(0, 0, 1);
+        world.settle();
+        assert_eq!(world.value(read), x);
+    }
+}
+
+#[test]
+fn r2_a_held_read_leaves_nothing_older_than_its_own_connections_write() {
+    let mut world = world(1);
+    let read = Command::new(CommandType::READ, 0, 1);
+    let held = world.send_loading(0, read, Load::Early);
+    let x = world.write(0, 0, 1);
+    let at = world.executing(x);
+    world.finish(at, Ok(()));
+    let flush = world.flush(0);
+    world.poll();
+    world.finish_flush(0, None);
+    world.poll();
+    assert_eq!(world.reply(flush), None, "the held read may still cache");
+    let at = world.executing(held);
+    world.finish(at, Ok(()));
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    let read = world.read(0, 0, 1);
+    world.settle();
+    assert_eq!(world.value(read), x);
+}
+
+#[test]
 fn r3_a_held_write_that_fills_its_neighbourhood_leaves_nothing_old_behind() {
     let mut world = world(3);
     let write = Command::new(CommandType::WRITE, 4, 1);
@@ -271,6 +369,33 @@ fn r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round() {
     let second = world.flush(1);
     world.settle();
     assert_eq!(world.reply(second), OK);
+    let read = world.read(0, 0, 1);
+    world.settle();
+    assert_eq!(world.value(read), x);
+}
+
+#[test]
+fn r4_a_read_that_began_before_its_handles_own_flush_is_remembered_too() {
+    let mut world = world(2);
+    world.write(0, 7, 1);
+    world.settle();
+    let read = Command::new(CommandType::READ, 0, 1);
+    let held = world.send_loading(0, read, Load::Early);
+    // Written out for the sake of FUA, the handle is not stale afterwards.
+    world.write_fua(0, 6, 1);
+    let at = world.executing.len() - 1;
+    world.finish(at, Ok(()));
+    world.poll();
+    world.finish_flush(0, None);
+    world.poll();
+    let at = world.executing(held);
+    world.finish(at, Ok(()));
+    world.settle();
+    let x = world.write(1, 0, 1);
+    world.settle();
+    let flush = world.flush(1);
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
     let read = world.read(0, 0, 1);
     world.settle();
     assert_eq!(world.value(read), x);
@@ -368,6 +493,18 @@ fn e1_under_retry_a_later_flush_writes_what_was_kept() {
 }
 
 #[test]
+fn e1_a_fua_command_whose_own_write_out_fails_fails() {
+    let mut world = world(2);
+    let u = world.write_fua(0, 0, 1);
+    let at = world.executing(u);
+    world.finish(at, Ok(()));
+    world.poll();
+    world.finish_flush(0, Some(Fault::Drop));
+    world.settle();
+    assert_eq!(world.reply(u), EIO);
+}
+
+#[test]
 fn e2_the_failure_of_another_handle_is_its_owners_and_not_that_of_a_fua_command() {
     let mut world = world(2);
     world.write(0, 0, 1);
@@ -390,6 +527,26 @@ fn e2_the_failure_of_another_handle_is_its_owners_and_not_that_of_a_fua_command(
 }
 
 #[test]
+fn e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old() {
+    let mut world = world(2);
+    world.read(0, 0, 1);
+    world.settle();
+    let u = world.write_fua(1, 0, 1);
+    let at = world.executing(u);
+    world.finish(at, Ok(()));
+    world.poll();
+    world.finish_flush(0, None);
+    world.poll();
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Keep));
+    world.settle();
+    assert_eq!(world.reply(u), OK);
+    let read = world.read(0, 0, 1);
+    world.settle();
+    assert_eq!(world.value(read), u);
+}
+
+#[test]
 fn e3_a_round_with_a_failing_handle_writes_out_all_the_others() {
     let mut world = world(4);
     let writes: Vec<usize> = (0..3)
@@ -397,10 +554,13 @@ fn e3_a_round_with_a_failing_handle_writes_out_all_the_others() {
         .collect();
     world.settle();
     let flush = world.flush(2);
+    // One after the other would do too.
     world.poll();
-    let at = world.flushing(1);
-    world.finish_flush(at, Some(Fault::Keep));
-    world.settle();
+    while !world.flushing.is_empty() {
+        let fault = (world.flushing[0].conn == 1).then_some(Fault::Keep);
+        world.finish_flush(0, fault);
+        world.poll();
+    }
     assert_eq!(world.reply(flush), EIO);
     assert_eq!(world.store[0], writes[0]);
     assert_eq!(world.store[2], writes[2]);
@@ -484,6 +644,24 @@ fn c1_a_lost_handle_without_uncovered_writes_is_no_failure() {
     let flush = world.flush(1);
     world.settle();
     assert_eq!(world.reply(flush), OK);
+}
+
+#[test]
+fn c1_what_a_shared_cache_holds_outlives_the_last_connection() {
+    let backend = caching().with_multi_conn(true);
+    let mut world = World::with_connections(Config::new(), backend, 1);
+    world.promises = false;
+    world.write(0, 0, 1);
+    world.settle();
+    world.disconnect(0);
+    world.settle();
+    assert!(world.connections[0].released);
+    let next = world.open();
+    let before = world.flushes.len();
+    let flush = world.flush(next);
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    assert!(before > 0 || world.flushes.len() > before, "written out");
 }
 
 #[test]
@@ -572,6 +750,21 @@ fn c4_a_hanging_flush_on_one_export_holds_up_nobody_on_another() {
 }
 
 #[test]
+fn c4_connections_of_different_exports_share_data_unless_told_otherwise() {
+    let mut world = World::new(emulate(), caching());
+    for export in [0, 1] {
+        let conn = world.connect(export);
+        world.opened(conn).unwrap();
+    }
+    let x = world.write(0, 0, 1);
+    world.settle();
+    let flush = world.flush(1);
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    assert_eq!(world.store[0], x);
+}
+
+#[test]
 fn o1_of_two_writes_to_one_place_the_later_one_wins() {
     let mut world = world(3);
     world.write(1, 0, 1);
@@ -585,6 +778,21 @@ fn o1_of_two_writes_to_one_place_the_later_one_wins() {
     let read = world.read(2, 0, 1);
     world.settle();
     assert_eq!(world.value(read), y);
+}
+
+#[test]
+fn o1_holds_for_ranges_beyond_those_that_are_remembered() {
+    let config = emulate().with_max_ranges(1);
+    let mut world = World::with_connections(config, caching(), 3);
+    world.write(1, 0, 1);
+    world.write(1, 4, 1);
+    world.settle();
+    let y = world.write(0, 4, 1);
+    world.settle();
+    let flush = world.flush(2);
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    assert_eq!(world.store[4], y);
 }
 
 #[test]
