@@ -77,7 +77,10 @@ fn row(mutant: &Mutant, failed: &BTreeSet<String>) -> String {
     let named: Vec<&str> = mutant.caught_by.iter().filter(caught).copied().collect();
     let all = named.len() == mutant.caught_by.len();
     let others = failed.len() - named.len();
-    let random = failed.iter().filter(|it| it.starts_with("random::")).count();
+    let random = failed
+        .iter()
+        .filter(|it| it.starts_with("random::"))
+        .count();
     format!(
         "{} | {} + {others} ({random} of them random) | {}",
         if all { "yes" } else { "NO " },
@@ -253,6 +256,7 @@ fn reduced(manifest: &str) -> String {
             reduced.push('\n');
         }
     }
-    reduced.push_str("\n[[test]]\nname = \"flush\"\npath = \"tests/flush/main.rs\"\n\n[workspace]\n");
+    reduced
+        .push_str("\n[[test]]\nname = \"flush\"\npath = \"tests/flush/main.rs\"\n\n[workspace]\n");
     reduced
 }

@@ -10,9 +10,9 @@ use crate::world::{Fault, Load, World};
 const EIO: Option<Result<(), Errno>> = Some(Err(Errno::EIO));
 const OK: Option<Result<(), Errno>> = Some(Ok(()));
 
-/// A cache per connection.
+/// A cache per connection, filled by commands only.
 fn caching() -> Backend {
-    Backend::new().with_flush(true)
+    Backend::new().with_flush(true).with_loads_on_open(false)
 }
 
 fn emulate() -> Config {
@@ -23,16 +23,37 @@ fn world(connections: usize) -> World {
     World::with_connections(emulate(), caching(), connections)
 }
 
-fn each_level(test: impl Fn(Config)) {
+/// At every level, over handles that are coherent with themselves and over such that are not: the
+/// flush that the latter need once more must not hide that something is missed.
+fn each_world(connections: usize, test: impl Fn(World)) {
     for level in [TrackDirty::Connection, TrackDirty::Fast, TrackDirty::Off] {
-        test(emulate().with_track_dirty(level));
+        for coherent in [false, true] {
+            let config = emulate().with_track_dirty(level);
+            test(coherent_world(config, coherent, connections));
+        }
     }
+}
+
+fn coherent_world(config: Config, coherent: bool, connections: usize) -> World {
+    let backend = caching().with_self_coherent(coherent);
+    let mut world = World::with_connections(config, backend, connections);
+    world.self_coherent = coherent;
+    world
+}
+
+/// Handles that load while they are opened.
+fn loading_world(connections: usize) -> World {
+    let mut world = World::new(emulate(), caching().with_loads_on_open(true));
+    world.load_on_open = true;
+    for _ in 0..connections {
+        world.open();
+    }
+    world
 }
 
 #[test]
 fn t1_a_write_that_ends_after_anothers_flush_is_covered_by_the_next_flush() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 2);
+    each_world(2, |mut world| {
         let x = world.write(0, 0, 1);
         let first = world.flush(1);
         world.poll();
@@ -84,8 +105,7 @@ fn t1_holds_in_plugin_mode_over_a_shared_volatile_cache() {
 
 #[test]
 fn t2_a_flush_pipelined_behind_a_write_does_not_make_its_connection_clean() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 1);
+    each_world(1, |mut world| {
         let x = world.write(0, 0, 1);
         let first = world.flush(0);
         world.poll();
@@ -110,8 +130,7 @@ fn t2_a_flush_pipelined_behind_a_write_does_not_make_its_connection_clean() {
 
 #[test]
 fn t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 2);
+    each_world(2, |mut world| {
         world.write(0, 3, 1);
         world.finish(0, Ok(()));
         let first = world.flush(0);
@@ -156,22 +175,23 @@ fn t3_holds_over_a_shared_volatile_cache() {
 
 #[test]
 fn t3_fua_does_not_join_a_flush_that_began_before_it_was_executed() {
-    let mut world = world(1);
-    world.write(0, 3, 1);
-    world.finish(0, Ok(()));
-    let flush = world.flush(0);
-    world.poll();
-    assert!(world.is_flushing(0));
-    let x = world.write_fua(0, 0, 1);
-    let at = world.executing(x);
-    world.finish(at, Ok(()));
-    world.finish_flush(0, None);
-    world.poll();
-    assert_eq!(world.reply(x), None, "it is not written out yet");
-    world.settle();
-    assert_eq!(world.reply(flush), OK);
-    assert_eq!(world.reply(x), OK);
-    assert_eq!(world.store[0], x);
+    each_world(1, |mut world| {
+        world.write(0, 3, 1);
+        world.finish(0, Ok(()));
+        let flush = world.flush(0);
+        world.poll();
+        assert!(world.is_flushing(0));
+        let x = world.write_fua(0, 0, 1);
+        let at = world.executing(x);
+        world.finish(at, Ok(()));
+        world.finish_flush(0, None);
+        world.poll();
+        assert_eq!(world.reply(x), None, "it is not written out yet");
+        world.settle();
+        assert_eq!(world.reply(flush), OK);
+        assert_eq!(world.reply(x), OK);
+        assert_eq!(world.store[0], x);
+    });
 }
 
 #[test]
@@ -194,11 +214,19 @@ fn t4_native_fua_counts_as_a_write_out_for_the_caches_of_others() {
 
 #[test]
 fn t4_fua_covers_no_write_of_another_connection() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 2);
-        let x = world.write(0, 0, 1);
+    each_world(3, |mut world| {
+        world.read(1, 0, 1);
         world.settle();
-        let u = world.write_fua(1, 4, 1);
+        let u = world.write_fua(2, 4, 1);
+        let at = world.executing(u);
+        world.finish(at, Ok(()));
+        world.poll();
+        world.finish_flush(0, None);
+        // What connection 0 writes now is newer than the barrier, and connection 1 is flushed
+        // after it.
+        let x = world.write(0, 0, 1);
+        let at = world.executing(x);
+        world.finish(at, Ok(()));
         world.settle();
         assert_eq!(world.reply(u), OK);
         let flush = world.flush(1);
@@ -239,8 +267,7 @@ fn t6_a_write_that_failed_may_have_had_an_effect_and_is_flushed() {
 
 #[test]
 fn r1_what_is_read_between_the_flushes_of_a_round_is_dropped() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 3);
+    each_world(3, |mut world| {
         world.read(0, 0, 1);
         world.write(0, 5, 1);
         world.settle();
@@ -266,8 +293,7 @@ fn r1_what_is_read_between_the_flushes_of_a_round_is_dropped() {
 
 #[test]
 fn r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 3);
+    each_world(3, |mut world| {
         let held = world.send_loading(0, Command::new(CommandType::READ, 0, 1), Load::Early);
         let x = world.write(1, 0, 1);
         let at = world.executing(x);
@@ -471,25 +497,27 @@ fn e1_a_failure_ends_with_the_last_connection_that_was_told() {
 #[test]
 fn e1_under_retry_a_later_flush_writes_what_was_kept() {
     let config = emulate().with_after_failure(AfterFailure::Retry);
-    let mut world = World::with_connections(config, caching(), 2);
-    let x = world.write(1, 0, 1);
-    world.settle();
-    let first = world.flush(0);
-    world.poll();
-    world.finish_flush(0, Some(Fault::Keep));
-    world.settle();
-    assert_eq!(world.reply(first), EIO);
-    let second = world.flush(0);
-    world.settle();
-    assert_eq!(world.reply(second), OK);
-    assert_eq!(world.store[0], x);
-    // Its owner was not told yet.
-    let own = world.flush(1);
-    world.settle();
-    assert_eq!(world.reply(own), EIO);
-    let own = world.flush(1);
-    world.settle();
-    assert_eq!(world.reply(own), OK);
+    for coherent in [false, true] {
+        let mut world = coherent_world(config, coherent, 2);
+        let x = world.write(1, 0, 1);
+        world.settle();
+        let first = world.flush(0);
+        world.poll();
+        world.finish_flush(0, Some(Fault::Keep));
+        world.settle();
+        assert_eq!(world.reply(first), EIO);
+        let second = world.flush(0);
+        world.settle();
+        assert_eq!(world.reply(second), OK);
+        assert_eq!(world.store[0], x);
+        // Its owner was not told yet.
+        let own = world.flush(1);
+        world.settle();
+        assert_eq!(world.reply(own), EIO);
+        let own = world.flush(1);
+        world.settle();
+        assert_eq!(world.reply(own), OK);
+    }
 }
 
 #[test]
@@ -548,28 +576,30 @@ fn e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old() {
 
 #[test]
 fn e3_a_round_with_a_failing_handle_writes_out_all_the_others() {
-    let mut world = world(4);
-    let writes: Vec<usize> = (0..3)
-        .map(|conn| world.write(conn, conn as u64, 1))
-        .collect();
-    world.settle();
-    let flush = world.flush(2);
-    // One after the other would do too.
-    world.poll();
-    while !world.flushing.is_empty() {
-        let fault = (world.flushing[0].conn == 1).then_some(Fault::Keep);
-        world.finish_flush(0, fault);
+    for failing in 0..3 {
+        let mut world = world(4);
+        let writes: Vec<usize> = (0..3)
+            .map(|conn| world.write(conn, conn as u64, 1))
+            .collect();
+        world.settle();
+        let flush = world.flush(2);
+        // One after the other would do too.
         world.poll();
+        while !world.flushing.is_empty() {
+            let fault = (world.flushing[0].conn == failing).then_some(Fault::Keep);
+            world.finish_flush(0, fault);
+            world.poll();
+        }
+        assert_eq!(world.reply(flush), EIO);
+        for conn in (0..3).filter(|&conn| conn != failing) {
+            assert_eq!(world.store[conn], writes[conn]);
+        }
     }
-    assert_eq!(world.reply(flush), EIO);
-    assert_eq!(world.store[0], writes[0]);
-    assert_eq!(world.store[2], writes[2]);
 }
 
 #[test]
 fn c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed() {
-    each_level(|config| {
-        let mut world = World::with_connections(config, caching(), 2);
+    each_world(2, |mut world| {
         let x = world.write(0, 0, 1);
         world.settle();
         world.disconnect(0);
@@ -683,8 +713,7 @@ fn c2_a_flush_waits_for_a_leaving_connection_that_is_being_written_out() {
 
 #[test]
 fn c3_a_connection_that_opens_during_a_round_serves_nothing_older() {
-    let mut world = world(2);
-    world.load_on_open = true;
+    let mut world = loading_world(2);
     let x = world.write(0, 0, 1);
     world.settle();
     let flush = world.flush(0);
@@ -704,10 +733,7 @@ fn c3_a_connection_that_opens_during_a_round_serves_nothing_older() {
 
 #[test]
 fn c3_a_connection_that_was_open_but_unused_serves_nothing_older() {
-    let mut world = World::new(emulate(), caching());
-    world.load_on_open = true;
-    world.open();
-    world.open();
+    let mut world = loading_world(2);
     let x = world.write(0, 0, 1);
     world.settle();
     let flush = world.flush(0);
@@ -772,7 +798,7 @@ fn o1_of_two_writes_to_one_place_the_later_one_wins() {
     let y = world.write(0, 0, 1);
     world.settle();
     let flush = world.flush(2);
-    world.settle();
+    world.settle_latest_first();
     assert_eq!(world.reply(flush), OK);
     assert_eq!(world.store[0], y);
     let read = world.read(2, 0, 1);
@@ -790,7 +816,7 @@ fn o1_holds_for_ranges_beyond_those_that_are_remembered() {
     let y = world.write(0, 4, 1);
     world.settle();
     let flush = world.flush(2);
-    world.settle();
+    world.settle_latest_first();
     assert_eq!(world.reply(flush), OK);
     assert_eq!(world.store[4], y);
 }

@@ -32,7 +32,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             Edit {
                 file: COORDINATOR,
                 find: "        let mut fua = Fua::No;\n",
-                replace: "        if modification && !self.members.get(key)?.backend.caches_nothing {
+                replace:
+                    "        if modification && !self.members.get(key)?.backend.caches_nothing {
             let member = self.members.get_mut(key)?;
             member.last_mod = now;
             let group = member.group;
@@ -173,11 +174,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: ROUND,
-                find: "            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
+                find:
+                    "            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
             let dirty = dirty.iter().copied();
             dirty.filter(|&key| self.is_uncovered(key)).collect()
 ",
-                replace: "            let all = group.map_or(&[][..], |group| group.list(List::Members));
+                replace:
+                    "            let all = group.map_or(&[][..], |group| group.list(List::Members));
             let loaded = |key| {
                 self.members.get(key).is_some_and(|member| {
                     member.phase == Phase::Serving && member.oldest_load > Stamp::NEVER
@@ -228,7 +231,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             && !member.backend.caches_nothing
         {",
         }],
-        caught_by: &["hazards::r3_a_held_write_that_fills_its_neighbourhood_leaves_nothing_old_behind"],
+        caught_by: &[
+            "hazards::r3_a_held_write_that_fills_its_neighbourhood_leaves_nothing_old_behind",
+        ],
     },
     Mutant {
         name: "a handle's own write-outs do not make stale what its commands had fetched",
@@ -257,7 +262,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "oldest_in_flight: member.in_flight.oldest(),",
             replace: "oldest_in_flight: None,",
         }],
-        caught_by: &["hazards::r4_a_read_that_began_before_its_handles_own_flush_is_remembered_too"],
+        caught_by: &[
+            "hazards::r4_a_read_that_began_before_its_handles_own_flush_is_remembered_too",
+        ],
     },
     // FUA.
     Mutant {
@@ -299,7 +306,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "(true, Err(_)) => self.close_gate(key),",
             replace: "(true, Err(_)) => {}",
         }],
-        caught_by: &["hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old"],
+        caught_by: &[
+            "hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
+        ],
     },
     Mutant {
         name: "FUA succeeds though its own write-out failed",
@@ -409,7 +418,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {",
             replace: "if emulating && member.gave_up && member.backend.flush && self.is_uncovered(key) {",
         }],
-        caught_by: &["hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed"],
+        caught_by: &[
+            "hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
+        ],
     },
     Mutant {
         name: "a leaving connection does not wait for its commands in flight",
@@ -468,20 +479,20 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a flush does not wait for a connection that is leaving",
-        edits: &[
-            Edit {
-                file: ROUND,
-                find: "dirty.filter(|&key| self.is_uncovered(key)).collect()",
-                replace: "dirty
+        edits: &[Edit {
+            file: ROUND,
+            find: "dirty.filter(|&key| self.is_uncovered(key)).collect()",
+            replace: "dirty
                 .filter(|&key| self.is_uncovered(key))
                 .filter(|&key| {
                     let member = self.members.get(key);
                     member.is_some_and(|member| member.phase == Phase::Serving)
                 })
                 .collect()",
-            },
+        }],
+        caught_by: &[
+            "hazards::c2_a_flush_waits_for_a_leaving_connection_that_is_being_written_out",
         ],
-        caught_by: &["hazards::c2_a_flush_waits_for_a_leaving_connection_that_is_being_written_out"],
     },
     Mutant {
         name: "opening does not count as a load",
@@ -506,19 +517,21 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "unused connections are not gated",
-        edits: &[Edit {
-            file: FUA,
-            find: "            self.gate_unused(group);\n",
-            replace: "",
-        },
-        Edit {
-            file: ROUND,
-            find: "        for key in unused {
+        edits: &[
+            Edit {
+                file: FUA,
+                find: "            self.gate_unused(group);\n",
+                replace: "",
+            },
+            Edit {
+                file: ROUND,
+                find: "        for key in unused {
             self.close_gate(key);
         }
 ",
-            replace: "        drop(unused);\n",
-        }],
+                replace: "        drop(unused);\n",
+            },
+        ],
         caught_by: &["hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
     },
     Mutant {
@@ -537,7 +550,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "            Grouping::All => None,\n",
             replace: "            Grouping::All => Some(export.clone()),\n",
         }],
-        caught_by: &["hazards::c4_connections_of_different_exports_share_data_unless_told_otherwise"],
+        caught_by: &[
+            "hazards::c4_connections_of_different_exports_share_data_unless_told_otherwise",
+        ],
     },
     Mutant {
         name: "what waits on a lost connection is not answered",
