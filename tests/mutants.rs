@@ -23,6 +23,9 @@ use list::{Edit, MUTANTS, Mutant};
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
 const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How the names of the tests begin each of which has to fail for some mutant.
+const HAZARD: &str = "hazards::";
+
 /// What the suite needs beyond the library.
 const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
 
@@ -34,6 +37,7 @@ fn every_mutant_is_caught_by_the_test_of_its_rule() {
     let tests = copy.control();
     say("caught by its test | test of the rule, + others that fail | mutant");
     let mut survivors = Vec::new();
+    let mut idle: BTreeSet<&String> = tests.iter().filter(|it| it.starts_with(HAZARD)).collect();
     for mutant in MUTANTS.iter().filter(|it| it.name.contains(&only)) {
         for &test in mutant.caught_by {
             assert!(tests.contains(test), "{}: no test {test}", mutant.name);
@@ -42,11 +46,16 @@ fn every_mutant_is_caught_by_the_test_of_its_rule() {
         let missed = mutant.caught_by.iter().filter(|&&it| !failed.contains(it));
         let missed: Vec<_> = missed.collect();
         say(&row(mutant, &failed));
+        idle.retain(|&test| !failed.contains(test));
         if !missed.is_empty() {
             survivors.push(format!("{}: not caught by {missed:?}", mutant.name));
         }
     }
     assert!(survivors.is_empty(), "{}", survivors.join("\n"));
+    assert!(
+        idle.is_empty() || !only.is_empty(),
+        "no mutant shows what these tests are for: {idle:?}"
+    );
 }
 
 /// Takes no time, and keeps the list from rotting between the runs of the above.
