@@ -495,6 +495,25 @@ fn e1_a_failure_ends_with_the_last_connection_that_was_told() {
 }
 
 #[test]
+fn e1_holds_for_a_connections_own_flushes_in_plugin_mode() {
+    let config = Config::new().with_mode(Mode::Plugin);
+    let mut world = World::with_connections(config, caching(), 2);
+    world.promises = false;
+    world.write(0, 0, 1);
+    world.settle();
+    let first = world.flush(0);
+    world.poll();
+    world.finish_flush(0, Some(Fault::Drop));
+    world.settle();
+    assert_eq!(world.reply(first), EIO);
+    for (conn, result) in [(0, EIO), (1, OK), (0, EIO)] {
+        let again = world.flush(conn);
+        world.settle();
+        assert_eq!(world.reply(again), result);
+    }
+}
+
+#[test]
 fn e1_under_retry_a_later_flush_writes_what_was_kept() {
     let config = emulate().with_after_failure(AfterFailure::Retry);
     for coherent in [false, true] {
@@ -804,6 +823,49 @@ fn o1_of_two_writes_to_one_place_the_later_one_wins() {
     let read = world.read(2, 0, 1);
     world.settle();
     assert_eq!(world.value(read), y);
+}
+
+#[test]
+fn o1_holds_after_two_writes_that_were_in_flight_together() {
+    let mut world = world(3);
+    let x = world.write(1, 0, 1);
+    let y = world.write(0, 0, 1);
+    for write in [y, x] {
+        // If one has to wait for the other, so much the better.
+        if let Some(at) = world.executing.iter().position(|it| it.id == write) {
+            world.finish(at, Ok(()));
+        }
+    }
+    world.settle();
+    let z = world.write(2, 0, 1);
+    world.settle();
+    let flush = world.flush(2);
+    world.settle_latest_first();
+    assert_eq!(world.reply(flush), OK);
+    assert_eq!(world.store[0], z);
+}
+
+#[test]
+fn o1_a_write_that_waits_is_not_overtaken_by_later_ones() {
+    let mut world = world(2);
+    world.write(1, 0, 1);
+    world.settle();
+    let waiting = world.write(0, 0, 1);
+    world.poll();
+    assert!(world.is_flushing(1));
+    // However many its owner sends.
+    let later = world.write(1, 0, 1);
+    assert!(world.executing.is_empty());
+    world.finish_flush(0, None);
+    world.poll();
+    let at = world.executing(waiting);
+    world.finish(at, Ok(()));
+    world.settle();
+    assert_eq!(world.reply(later), OK);
+    let flush = world.flush(0);
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    assert_eq!(world.store[0], later);
 }
 
 #[test]

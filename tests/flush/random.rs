@@ -233,8 +233,10 @@ fn caching() -> Backend {
 /// The same schedules in every run, unless the environment asks for others (`PROPTEST_CASES`,
 /// `PROPTEST_RNG_SEED`).
 fn config() -> ProptestConfig {
-    let mut config = ProptestConfig::default();
-    config.failure_persistence = None;
+    let mut config = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = 1500;
     }

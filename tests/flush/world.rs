@@ -389,10 +389,9 @@ impl World {
     /// Whether a value was certainly overwritten by one of these commands: it had been answered
     /// before that one was sent.
     fn is_older(&self, value: Id, floor: &[Id]) -> bool {
-        let answered = match self.sent[value].reply {
-            Some((time, Ok(()))) => time,
-            // A write that failed, or is not answered, may take effect at any time.
-            _ => return false,
+        // A write that failed, or is not answered, may take effect at any time.
+        let Some((answered, Ok(()))) = self.sent[value].reply else {
+            return false;
         };
         let mut floor = floor.iter();
         floor.any(|&id| id != value && answered < self.sent[id].invoked)

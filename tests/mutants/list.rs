@@ -410,6 +410,24 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         ],
         caught_by: &["hazards::e3_a_round_with_a_failing_handle_writes_out_all_the_others"],
     },
+    Mutant {
+        name: "a sticky failure outlives the connections that were told",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
+            replace: "if !group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
+        }],
+        caught_by: &["hazards::e1_a_failure_ends_with_the_last_connection_that_was_told"],
+    },
+    Mutant {
+        name: "a sticky failure of a connection's own flush is forgotten",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "AfterFailure::Sticky if alone => member.failed = Some(why),",
+            replace: "AfterFailure::Sticky if alone => {}",
+        }],
+        caught_by: &["hazards::e1_holds_for_a_connections_own_flushes_in_plugin_mode"],
+    },
     // Coming and going.
     Mutant {
         name: "a leaving connection is released without being written out",
@@ -563,6 +581,30 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         }],
         caught_by: &["hazards::what_waits_on_a_lost_connection_is_answered"],
     },
+    Mutant {
+        name: "a lost handle is a failure though nothing is lost",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if self.is_uncovered(key) && self.others_rely_on(group) {",
+            replace: "if self.others_rely_on(group) {",
+        }],
+        caught_by: &["hazards::c1_a_lost_handle_without_uncovered_writes_is_no_failure"],
+    },
+    Mutant {
+        name: "a handle that has to be invalidated before it serves serves",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "        if member.gate.happened() {
+            return self.hold",
+            replace: "        if member.gate.happened() && member.phase != Phase::Serving {
+            return self.hold",
+        }],
+        caught_by: &[
+            "hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
+            "hazards::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
+            "hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
+        ],
+    },
     // Order.
     Mutant {
         name: "overlapping writes execute as they come",
@@ -649,6 +691,76 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         }],
         caught_by: &[
             "hazards::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
+        ],
+    },
+    Mutant {
+        name: "a write waits only for overlapping ones that have ended",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: ".is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)",
+            replace: ".is_some_and(|owner| segment.last.happened() && segment.last >= owner.covered)",
+        }],
+        caught_by: &["hazards::o1_holds_after_two_writes_that_were_in_flight_together"],
+    },
+    Mutant {
+        name: "a write that waits is overtaken by later ones",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "earlier.any(|wait| wait.member != key && wait.range.overlaps(extent))",
+            replace: "earlier.any(|wait| wait.member == key && wait.range.overlaps(extent))",
+        }],
+        caught_by: &["hazards::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
+    },
+    Mutant {
+        name: "what waits for a write-out is not looked at when it ends",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        self.open_gate(key);
+        self.recheck_order(group);
+",
+            replace: "        self.open_gate(key);
+",
+        }],
+        caught_by: &["hazards::o1_of_two_writes_to_one_place_the_later_one_wins"],
+    },
+    // What is advertised, and what is called for without need.
+    Mutant {
+        name: "emulation of a backend without flush is accepted",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if emulated && !can_flush && !backend.read_only {",
+            replace: "if emulated && !can_flush && backend.multi_conn {",
+        }],
+        caught_by: &["promises::a_promise_that_cannot_be_kept_is_refused"],
+    },
+    Mutant {
+        name: "a writer may join readers that cannot be invalidated",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if group.cannot_flush > 0 && !backend.read_only {",
+            replace: "if group.cannot_flush > 0 && backend.read_only {",
+        }],
+        caught_by: &["promises::a_writer_cannot_join_readers_that_could_never_see_what_it_writes"],
+    },
+    Mutant {
+        name: "native FUA is used while emulating",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "} else if backend.fua && !emulating {",
+            replace: "} else if backend.fua {",
+        }],
+        caught_by: &["observed::every_command_is_executed_reads_and_stores_what_was_observed"],
+    },
+    Mutant {
+        name: "a round flushes every handle, at every level",
+        edits: &[Edit {
+            file: ROUND,
+            find: "let everyone = self.config.track_dirty() != TrackDirty::Connection;",
+            replace: "let everyone = true;",
+        }],
+        caught_by: &[
+            "promises::a_flush_visits_only_the_connections_that_need_it",
+            "observed::no_event_takes_more_backend_flushes_than_were_observed",
         ],
     },
 ];
