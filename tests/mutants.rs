@@ -3,7 +3,7 @@
 //!
 //! The crate is copied to a temporary directory; there one mutant after the other is applied,
 //! built and tested. `cargo test --test mutants -- --ignored` runs them all, and
-//! `MUTANT=name` only those whose name contains the word.
+//! with `MUTANT=words` in the environment only those whose name contains the words.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -183,6 +183,9 @@ impl Copy {
             .arg("--message-format=json-render-diagnostics")
             .arg("--target-dir")
             .arg(self.path("target"))
+            // Warnings are no errors here: what is left of a removed rule may be unused.
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .current_dir(self.directory.path());
         let run = self.run(what, command, BUILD_TIMEOUT);
         assert!(run.succeeded, "{what} does not compile:\n{}", run.errors);
@@ -259,9 +262,10 @@ fn reduced(manifest: &str) -> String {
         let name = line.split([' ', '=']).next().unwrap_or_default();
         let keep = match section {
             "[dev-dependencies]" => line == section || DEV_DEPENDENCIES.contains(&name),
-            section => !section.starts_with("[["),
+            section => !section.starts_with("[[") && !section.starts_with("[workspace"),
         };
         if keep {
+            // The target directory may lie in somebody's workspace.
             reduced.push_str(line);
             reduced.push('\n');
         }
