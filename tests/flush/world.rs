@@ -593,6 +593,16 @@ impl World {
         panic!("the coordinator does not come to rest");
     }
 
+    /// The same, but of several flushes that run the one that was asked for last ends first.
+    pub(crate) fn settle_latest_first(&mut self) {
+        self.poll();
+        while let Some(latest) = self.flushing.len().checked_sub(1) {
+            self.finish_flush(latest, None);
+            self.poll();
+        }
+        self.settle();
+    }
+
     /// Rule 11: what the backend has answered leaves no client waiting.
     pub(crate) fn check_all_answered(&self) {
         for (id, sent) in self.sent.iter().enumerate() {

@@ -1,0 +1,276 @@
+//! Broken versions of the coordinator, each with one rule removed: the suite in `tests/flush` has
+//! to catch every one, by the test of the rule that is missing.
+//!
+//! The crate is copied to a temporary directory; there one mutant after the other is applied,
+//! built and tested. `cargo test --test mutants -- --ignored` runs them all, and
+//! with `MUTANT=words` in the environment only those whose name contains the words.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[path = "mutants/list.rs"]
+mod list;
+
+use list::{Edit, MUTANTS, Mutant};
+
+/// The first build includes the dependencies.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
+const TEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How the names of the tests begin each of which has to fail for some mutant.
+const HAZARD: &str = "hazards::";
+
+/// What the suite needs beyond the library.
+const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
+
+#[test]
+#[ignore = "builds the crate once per mutant, which takes minutes"]
+fn every_mutant_is_caught_by_the_test_of_its_rule() {
+    let only = std::env::var("MUTANT").unwrap_or_default();
+    let copy = Copy::new();
+    let tests = copy.control();
+    say("caught by its test | test of the rule, + others that fail | mutant");
+    let mut survivors = Vec::new();
+    let mut idle: BTreeSet<&String> = tests.iter().filter(|it| it.starts_with(HAZARD)).collect();
+    for mutant in MUTANTS.iter().filter(|it| it.name.contains(&only)) {
+        for &test in mutant.caught_by {
+            assert!(tests.contains(test), "{}: no test {test}", mutant.name);
+        }
+        let failed = copy.failures_with(mutant);
+        let missed = mutant.caught_by.iter().filter(|&&it| !failed.contains(it));
+        let missed: Vec<_> = missed.collect();
+        say(&row(mutant, &failed));
+        idle.retain(|&test| !failed.contains(test));
+        if !missed.is_empty() {
+            survivors.push(format!("{}: not caught by {missed:?}", mutant.name));
+        }
+    }
+    assert!(survivors.is_empty(), "{}", survivors.join("\n"));
+    assert!(
+        idle.is_empty() || !only.is_empty(),
+        "no mutant shows what these tests are for: {idle:?}"
+    );
+}
+
+/// Takes no time, and keeps the list from rotting between the runs of the above.
+#[test]
+fn every_mutant_still_applies() {
+    let mut names = BTreeSet::new();
+    for mutant in MUTANTS {
+        assert!(names.insert(mutant.name), "two mutants {}", mutant.name);
+        assert!(!mutant.caught_by.is_empty(), "{}", mutant.name);
+        for edit in mutant.edits {
+            let source = fs::read_to_string(root().join(edit.file)).unwrap();
+            apply(mutant.name, edit, &source);
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Not captured by the test harness: whoever waits for minutes wants to see where it is.
+fn say(line: &str) {
+    let line = format!("{line}\n");
+    io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+fn row(mutant: &Mutant, failed: &BTreeSet<String>) -> String {
+    let caught = |&&test: &&&str| failed.contains(test);
+    let named: Vec<&str> = mutant.caught_by.iter().filter(caught).copied().collect();
+    let all = named.len() == mutant.caught_by.len();
+    let others = failed.len() - named.len();
+    let random = failed
+        .iter()
+        .filter(|it| it.starts_with("random::"))
+        .count();
+    format!(
+        "{} | {} + {others} ({random} of them random) | {}",
+        if all { "yes" } else { "NO " },
+        named.join(", "),
+        mutant.name,
+    )
+}
+
+/// The text with the one place changed that the edit is about.
+fn apply(mutant: &str, edit: &Edit, source: &str) -> String {
+    let found = source.matches(edit.find).count();
+    let Edit { file, find, .. } = edit;
+    assert_eq!(found, 1, "{mutant}: found {found} times in {file}:\n{find}");
+    assert_ne!(edit.find, edit.replace, "{mutant}: changes nothing");
+    source.replacen(edit.find, edit.replace, 1)
+}
+
+/// A copy of the crate that may be broken.
+struct Copy {
+    directory: tempfile::TempDir,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let to = directory.path();
+        copy_all(&root().join("src"), &to.join("src"));
+        copy_all(&root().join("tests/flush"), &to.join("tests/flush"));
+        copy_all(&root().join("tests/data"), &to.join("tests/data"));
+        fs::copy(root().join("Cargo.lock"), to.join("Cargo.lock")).unwrap();
+        let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+        fs::write(to.join("Cargo.toml"), reduced(&manifest)).unwrap();
+        Self { directory }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    /// Without a mutant all tests have to pass. Returns their names.
+    fn control(&self) -> BTreeSet<String> {
+        let (passed, failed) = self.test("the control");
+        assert!(failed.is_empty(), "without any mutant: {failed:?}");
+        assert!(!passed.is_empty());
+        passed
+    }
+
+    /// The tests that fail with this mutant.
+    fn failures_with(&self, mutant: &Mutant) -> BTreeSet<String> {
+        for edit in mutant.edits {
+            let file = self.path(edit.file);
+            let source = fs::read_to_string(&file).unwrap();
+            fs::write(&file, apply(mutant.name, edit, &source)).unwrap();
+        }
+        let (_, failed) = self.test(mutant.name);
+        for edit in mutant.edits {
+            let original = fs::read(root().join(edit.file)).unwrap();
+            fs::write(self.path(edit.file), original).unwrap();
+        }
+        failed
+    }
+
+    /// Builds the suite and runs it: the tests that passed, and those that failed.
+    fn test(&self, what: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+        let suite = self.build(what);
+        let mut command = Command::new(suite);
+        command
+            .current_dir(self.directory.path())
+            .env("RUST_BACKTRACE", "0")
+            // Enough to see which mutants random schedules find; to find all is not their task.
+            .env("PROPTEST_CASES", "300")
+            .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+            .env_remove("PROPTEST_RNG_SEED");
+        let output = self.run(what, command, TEST_TIMEOUT).output;
+        let ended = output.contains("\ntest result: ");
+        assert!(ended, "{what}: the suite did not end:\n{output}");
+        let with = |end: &str| {
+            let tests = output.lines().filter_map(|line| line.strip_prefix("test "));
+            let tests = tests.filter_map(|line| line.strip_suffix(end));
+            tests.map(str::to_owned).collect()
+        };
+        (with(" ... ok"), with(" ... FAILED"))
+    }
+
+    /// The path of the suite's executable.
+    fn build(&self, what: &str) -> PathBuf {
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(["test", "--offline", "--test", "flush", "--no-run"])
+            .arg("--message-format=json-render-diagnostics")
+            .arg("--target-dir")
+            .arg(self.path("target"))
+            // Warnings are no errors here: what is left of a removed rule may be unused.
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .current_dir(self.directory.path());
+        let run = self.run(what, command, BUILD_TIMEOUT);
+        assert!(run.succeeded, "{what} does not compile:\n{}", run.errors);
+        let messages = run.output.lines();
+        let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
+        let suite = messages.find_map(|message: serde_json::Value| {
+            let executable = message["executable"].as_str()?;
+            (message["target"]["name"] == "flush").then(|| executable.into())
+        });
+        suite.expect("cargo names the executable")
+    }
+
+    /// Runs a child, and kills it if it takes too long.
+    fn run(&self, what: &str, mut command: Command, timeout: Duration) -> Run {
+        let (output, errors) = (self.path("output"), self.path("errors"));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(File::create(&output).unwrap())
+            .stderr(File::create(&errors).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + timeout;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{what}: {command:?} took longer than {timeout:?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        Run {
+            succeeded: status.success(),
+            output: fs::read_to_string(output).unwrap(),
+            errors: fs::read_to_string(errors).unwrap(),
+        }
+    }
+}
+
+struct Run {
+    succeeded: bool,
+    output: String,
+    errors: String,
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_all(&entry.path(), &to);
+        } else if entry.path().extension().is_some_and(is_needed) {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn is_needed(extension: &OsStr) -> bool {
+    extension == "rs" || extension == "json" || extension == "md"
+}
+
+/// The manifest with no other target than the library and the suite, and without the
+/// dependencies that only others need.
+fn reduced(manifest: &str) -> String {
+    let mut reduced = String::new();
+    let mut section = "";
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let name = line.split([' ', '=']).next().unwrap_or_default();
+        let keep = match section {
+            "[dev-dependencies]" => line == section || DEV_DEPENDENCIES.contains(&name),
+            section => !section.starts_with("[[") && !section.starts_with("[workspace"),
+        };
+        if keep {
+            // The target directory may lie in somebody's workspace.
+            reduced.push_str(line);
+            reduced.push('\n');
+        }
+    }
+    reduced
+        .push_str("\n[[test]]\nname = \"flush\"\npath = \"tests/flush/main.rs\"\n\n[workspace]\n");
+    reduced
+}

@@ -1,0 +1,766 @@
+//! The mutants, as data.
+
+/// One change of the source. The text to find is code, and occurs exactly once.
+pub(crate) struct Edit {
+    pub(crate) file: &'static str,
+    pub(crate) find: &'static str,
+    pub(crate) replace: &'static str,
+}
+
+/// A coordinator with one rule removed.
+pub(crate) struct Mutant {
+    /// What it does wrong.
+    pub(crate) name: &'static str,
+    pub(crate) edits: &'static [Edit],
+    /// The tests of the rule: each of them has to fail.
+    pub(crate) caught_by: &'static [&'static str],
+}
+
+const COORDINATOR: &str = "src/flush/coordinator.rs";
+const FUA: &str = "src/flush/fua.rs";
+const HANDLE: &str = "src/flush/handle.rs";
+const MEMBER: &str = "src/flush/member.rs";
+const ORDER: &str = "src/flush/order.rs";
+const OVERLAP: &str = "src/flush/overlap.rs";
+const ROUND: &str = "src/flush/round.rs";
+
+pub(crate) const MUTANTS: &[Mutant] = &[
+    // Tracking: what is stamped, and when.
+    Mutant {
+        name: "a modification is stamped when it begins, not when it completes",
+        edits: &[
+            Edit {
+                file: COORDINATOR,
+                find: "        let mut fua = Fua::No;\n",
+                replace:
+                    "        if modification && !self.members.get(key)?.backend.caches_nothing {
+            let member = self.members.get_mut(key)?;
+            member.last_mod = now;
+            let group = member.group;
+            self.groups.get_mut(group)?.last_mod = now;
+            self.relist(key);
+        }
+        let mut fua = Fua::No;
+",
+            },
+            Edit {
+                file: COORDINATOR,
+                find: "            member.last_mod = now;
+            group.last_mod = now;
+            if !member.is_listed(List::Dirty) {
+",
+                replace: "            if !member.is_listed(List::Dirty) {\n",
+            },
+        ],
+        caught_by: &[
+            "hazards::t1_a_write_that_ends_after_anothers_flush_is_covered_by_the_next_flush",
+            "hazards::t1_holds_in_plugin_mode_over_a_shared_volatile_cache",
+            "hazards::t2_a_flush_pipelined_behind_a_write_does_not_make_its_connection_clean",
+        ],
+    },
+    Mutant {
+        name: "a flush covers what completed before its end, not before its start",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "member.covered = member.covered.max(running.start);",
+            replace: "member.covered = now;",
+        }],
+        caught_by: &[
+            "hazards::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
+        ],
+    },
+    Mutant {
+        name: "a flush that covers all covers what completed before its end",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "group.covered_all = group.covered_all.max(running.start);",
+            replace: "group.covered_all = now;",
+        }],
+        caught_by: &["hazards::t3_holds_over_a_shared_volatile_cache"],
+    },
+    Mutant {
+        name: "a client's flush always joins the running round",
+        edits: &[Edit {
+            file: ROUND,
+            find: "Some(round) if group.last_mod <= round.start => round.waiters.push(waiter),",
+            replace: "Some(round) => round.waiters.push(waiter),",
+        }],
+        caught_by: &[
+            "hazards::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
+        ],
+    },
+    Mutant {
+        name: "a write-out always joins the running flush of its handle",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "Some(running) if running.start > last_mod => work.joined.push(need),",
+            replace: "Some(_) => work.joined.push(need),",
+        }],
+        caught_by: &["hazards::t3_fua_does_not_join_a_flush_that_began_before_it_was_executed"],
+    },
+    Mutant {
+        name: "native FUA is not noted as a write-out",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "group.write_outs.note(op.member, now);",
+            replace: "",
+        }],
+        caught_by: &["hazards::t4_native_fua_counts_as_a_write_out_for_the_caches_of_others"],
+    },
+    Mutant {
+        name: "a flush of any handle makes all clean",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        if member.backend.multi_conn {\n",
+            replace: "        if true {\n",
+        }],
+        caught_by: &["hazards::t4_fua_covers_no_write_of_another_connection"],
+    },
+    Mutant {
+        name: "fast skips flushes in plugin mode by one mark for all",
+        edits: &[
+            Edit {
+                file: HANDLE,
+                find: "        if member.backend.multi_conn {\n",
+                replace: "        if true {\n",
+            },
+            Edit {
+                file: ROUND,
+                find: "            TrackDirty::Off => false,\n",
+                replace: "            TrackDirty::Off => false,
+            TrackDirty::Fast => {
+                let group = self.groups.get(group);
+                group.is_some_and(|group| group.last_mod <= group.covered_all)
+            }
+",
+            },
+        ],
+        caught_by: &["hazards::t5_fast_skips_a_flush_only_where_one_handle_covers_all"],
+    },
+    Mutant {
+        name: "a write that failed does not count as a modification",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "        if op.modification {\n",
+            replace: "        if op.modification && result.is_ok() {\n",
+        }],
+        caught_by: &["hazards::t6_a_write_that_failed_may_have_had_an_effect_and_is_flushed"],
+    },
+    Mutant {
+        name: "off skips flushes of handles that need none",
+        edits: &[Edit {
+            file: ROUND,
+            find: "let everyone = self.config.track_dirty() != TrackDirty::Connection;",
+            replace: "let everyone = false;",
+        }],
+        caught_by: &["promises::tracking_saves_backend_flushes"],
+    },
+    // Rounds.
+    Mutant {
+        name: "no handle is invalidated after the write-out",
+        edits: &[Edit {
+            file: ROUND,
+            find: "if round.step == Step::WriteOut && path == Path::Emulate {",
+            replace: "if round.step == Step::WriteOut && path == Path::Own {",
+        }],
+        caught_by: &[
+            "hazards::r1_what_is_read_between_the_flushes_of_a_round_is_dropped",
+            "hazards::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind",
+            "hazards::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
+        ],
+    },
+    Mutant {
+        name: "a round has a single pass over all that is dirty or loaded",
+        edits: &[
+            Edit {
+                file: ROUND,
+                find:
+                    "            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
+            let dirty = dirty.iter().copied();
+            dirty.filter(|&key| self.is_uncovered(key)).collect()
+",
+                replace:
+                    "            let all = group.map_or(&[][..], |group| group.list(List::Members));
+            let loaded = |key| {
+                self.members.get(key).is_some_and(|member| {
+                    member.phase == Phase::Serving && member.oldest_load > Stamp::NEVER
+                })
+            };
+            let all = all.iter().copied();
+            all.filter(|&key| self.is_uncovered(key) || loaded(key)).collect()
+",
+            },
+            Edit {
+                file: ROUND,
+                find: "if round.step == Step::WriteOut && path == Path::Emulate {",
+                replace: "if round.step == Step::WriteOut && path == Path::Own {",
+            },
+        ],
+        caught_by: &["hazards::r1_what_is_read_between_the_flushes_of_a_round_is_dropped"],
+    },
+    Mutant {
+        name: "a handle is invalidated without waiting for its commands in flight",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        if member.in_flight.is_empty() {\n            self.flush_later(key, need);",
+            replace: "        if true {\n            self.flush_later(key, need);",
+        }],
+        caught_by: &["hazards::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind"],
+    },
+    Mutant {
+        name: "cache and block status do not count as loads",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if !member.oldest_load.happened() && !member.backend.caches_nothing {",
+            replace: "if !member.oldest_load.happened()
+            && !matches!(command.kind, CommandType::CACHE | CommandType::BLOCK_STATUS)
+            && !member.backend.caches_nothing
+        {",
+        }],
+        caught_by: &[
+            "hazards::r2_what_cache_and_block_status_load_is_dropped_like_what_a_read_loads",
+        ],
+    },
+    Mutant {
+        name: "a write does not count as a load",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if !member.oldest_load.happened() && !member.backend.caches_nothing {",
+            replace: "if !member.oldest_load.happened()
+            && !command.kind.is_modification()
+            && !member.backend.caches_nothing
+        {",
+        }],
+        caught_by: &[
+            "hazards::r3_a_held_write_that_fills_its_neighbourhood_leaves_nothing_old_behind",
+        ],
+    },
+    Mutant {
+        name: "a handle's own write-outs do not make stale what its commands had fetched",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "let written = if member.backend.self_coherent {",
+            replace: "let written = if true {",
+        }],
+        caught_by: &["hazards::r2_a_held_read_leaves_nothing_older_than_its_own_connections_write"],
+    },
+    Mutant {
+        name: "what is loaded during a flush of the handle is forgotten",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "            .or(running.first_after)\n",
+            replace: "",
+        }],
+        caught_by: &[
+            "hazards::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
+        ],
+    },
+    Mutant {
+        name: "what is in flight at the start of a flush of the handle is forgotten",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "oldest_in_flight: member.in_flight.oldest(),",
+            replace: "oldest_in_flight: None,",
+        }],
+        caught_by: &[
+            "hazards::r4_a_read_that_began_before_its_handles_own_flush_is_remembered_too",
+        ],
+    },
+    // FUA.
+    Mutant {
+        name: "FUA is answered before its flush",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if op.fua == Fua::Emulated && result.is_ok() {",
+            replace: "if op.fua == Fua::Emulated && result.is_err() {",
+        }],
+        caught_by: &["hazards::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
+    },
+    Mutant {
+        name: "FUA does not invalidate what others hold",
+        edits: &[Edit {
+            file: FUA,
+            find: "(false, Ok(())) => self.invalidate_for_fua(wait, key),",
+            replace: "(false, Ok(())) => {}",
+        }],
+        caught_by: &["hazards::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
+    },
+    Mutant {
+        name: "FUA fails for the failures of others",
+        edits: &[Edit {
+            file: FUA,
+            find: "(true, Err(_)) => self.close_gate(key),",
+            replace: "(true, Err(why)) => {
+                self.fua_ends(wait, Err(why));
+                return;
+            }",
+        }],
+        caught_by: &[
+            "hazards::e2_the_failure_of_another_handle_is_its_owners_and_not_that_of_a_fua_command",
+        ],
+    },
+    Mutant {
+        name: "a handle that FUA could not invalidate goes on serving",
+        edits: &[Edit {
+            file: FUA,
+            find: "(true, Err(_)) => self.close_gate(key),",
+            replace: "(true, Err(_)) => {}",
+        }],
+        caught_by: &[
+            "hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
+        ],
+    },
+    Mutant {
+        name: "FUA succeeds though its own write-out failed",
+        edits: &[Edit {
+            file: FUA,
+            find: "self.fua_ends(wait, Err(why));",
+            replace: "self.fua_ends(wait, Err(why).or(Ok(())));",
+        }],
+        caught_by: &["hazards::e1_a_fua_command_whose_own_write_out_fails_fails"],
+    },
+    // Failures.
+    Mutant {
+        name: "a sticky failure is forgotten",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "                group.failed = Some(why);\n",
+            replace: "",
+        }],
+        caught_by: &["hazards::e1_after_a_failed_flush_no_flush_of_the_group_succeeds"],
+    },
+    Mutant {
+        name: "a failed flush covers as much as one that succeeded",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        let uncovered = self.is_uncovered(key);\n        let alone = ",
+            replace: "        let uncovered = self.is_uncovered(key);
+        if let Some(member) = self.members.get_mut(key) {
+            member.covered = member.covered.max(running.start);
+        }
+        let alone = ",
+        }],
+        caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
+    },
+    Mutant {
+        name: "a round forgets the failure of a handle",
+        edits: &[Edit {
+            file: ROUND,
+            find: "        if let Err(why) = result {
+            round.failed.get_or_insert(why);
+        }
+        round.remaining",
+            replace: "        let _ = result;\n        round.remaining",
+        }],
+        caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
+    },
+    Mutant {
+        name: "the owner of what could not be written is not told",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "AfterFailure::Retry if uncovered => member.unreported = Some(why),",
+            replace: "AfterFailure::Retry if uncovered => {}",
+        }],
+        caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
+    },
+    Mutant {
+        name: "a failure is told to a flush that waits for the next round, but not remembered",
+        edits: &[Edit {
+            file: ROUND,
+            find: "            group.waiting_failed = Some(why);\n",
+            replace: "",
+        }],
+        caught_by: &["hazards::every_flush_that_arrived_before_a_loss_was_reported_fails"],
+    },
+    Mutant {
+        name: "a round stops at the first error",
+        edits: &[
+            Edit {
+                file: ROUND,
+                find: "dirty.filter(|&key| self.is_uncovered(key)).collect()",
+                replace: "dirty.filter(|&key| self.is_uncovered(key)).take(1).collect()",
+            },
+            Edit {
+                file: ROUND,
+                find: "        if round.step == Step::WriteOut && path == Path::Emulate {\n",
+                replace: "        let (start, failed) = (round.start, round.failed.is_some());
+        if round.step == Step::WriteOut && path == Path::Emulate && !failed {
+            let dirty = self.groups.get(group_key).map(|group| group.list(List::Dirty));
+            let mut dirty = dirty.unwrap_or_default().iter().copied();
+            let next = dirty.find(|&key| {
+                let member = self.members.get(key);
+                self.is_uncovered(key) && member.is_some_and(|it| it.visited < start)
+            });
+            if let Some(next) = next {
+                return self.visit(group_key, &[next], |this, key| {
+                    this.write_out(key, Need::Round(group_key));
+                });
+            }
+        }
+        let Some(round) = self
+            .groups
+            .get_mut(group_key)
+            .and_then(|group| group.round.as_mut())
+        else {
+            return;
+        };
+        if round.step == Step::WriteOut && path == Path::Emulate && !failed {
+",
+            },
+        ],
+        caught_by: &["hazards::e3_a_round_with_a_failing_handle_writes_out_all_the_others"],
+    },
+    Mutant {
+        name: "a sticky failure outlives the connections that were told",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
+            replace: "if !group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
+        }],
+        caught_by: &["hazards::e1_a_failure_ends_with_the_last_connection_that_was_told"],
+    },
+    Mutant {
+        name: "a sticky failure of a connection's own flush is forgotten",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "AfterFailure::Sticky if alone => member.failed = Some(why),",
+            replace: "AfterFailure::Sticky if alone => {}",
+        }],
+        caught_by: &["hazards::e1_holds_for_a_connections_own_flushes_in_plugin_mode"],
+    },
+    // Coming and going.
+    Mutant {
+        name: "a leaving connection is released without being written out",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {",
+            replace: "if emulating && member.gave_up && member.backend.flush && self.is_uncovered(key) {",
+        }],
+        caught_by: &[
+            "hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
+        ],
+    },
+    Mutant {
+        name: "a leaving connection does not wait for its commands in flight",
+        edits: &[Edit {
+            file: MEMBER,
+            find: "        self.in_flight.is_empty()
+            && self.pending == 0
+",
+            replace: "        self.pending == 0\n",
+        }],
+        caught_by: &[
+            "hazards::c1_a_connection_that_leaves_with_a_write_in_flight_is_written_out_after_it",
+        ],
+    },
+    Mutant {
+        name: "the failure of the last flush before release is forgotten",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "self.data_lost(group, why);",
+            replace: "let _ = (group, why);",
+        }],
+        caught_by: &[
+            "hazards::c1_a_flush_fails_after_a_leaving_connection_could_not_be_written_out",
+        ],
+    },
+    Mutant {
+        name: "a lost handle is forgotten with what it had not written out",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if self.is_uncovered(key) && self.others_rely_on(group) {",
+            replace: "if self.is_uncovered(key) && !self.others_rely_on(group) {",
+        }],
+        caught_by: &[
+            "hazards::c1_a_lost_handle_with_uncovered_writes_fails_the_next_flush_even_of_a_newcomer",
+        ],
+    },
+    Mutant {
+        name: "a failure that nobody was told of ends with the last connection",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
+            replace: "if self.config.after_failure() == AfterFailure::Sticky {",
+        }],
+        caught_by: &[
+            "hazards::c1_a_lost_handle_with_uncovered_writes_fails_the_next_flush_even_of_a_newcomer",
+        ],
+    },
+    Mutant {
+        name: "a shared cache is thought clean when the last connection has left",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if last.is_some_and(|last| !last.multi_conn) {",
+            replace: "if last.is_some() {",
+        }],
+        caught_by: &["hazards::c1_what_a_shared_cache_holds_outlives_the_last_connection"],
+    },
+    Mutant {
+        name: "a flush does not wait for a connection that is leaving",
+        edits: &[Edit {
+            file: ROUND,
+            find: "dirty.filter(|&key| self.is_uncovered(key)).collect()",
+            replace: "dirty
+                .filter(|&key| self.is_uncovered(key))
+                .filter(|&key| {
+                    let member = self.members.get(key);
+                    member.is_some_and(|member| member.phase == Phase::Serving)
+                })
+                .collect()",
+        }],
+        caught_by: &[
+            "hazards::c2_a_flush_waits_for_a_leaving_connection_that_is_being_written_out",
+        ],
+    },
+    Mutant {
+        name: "opening does not count as a load",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "        member.oldest_load = now;\n        let member = self.members.insert(member);",
+            replace: "        let _ = now;\n        let member = self.members.insert(member);",
+        }],
+        caught_by: &[
+            "hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
+            "hazards::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
+        ],
+    },
+    Mutant {
+        name: "connections that are opening are not gated",
+        edits: &[Edit {
+            file: HANDLE,
+            find: ".is_some_and(|member| member.phase == Phase::Opening || member.unused)",
+            replace: ".is_some_and(|member| member.phase != Phase::Opening && member.unused)",
+        }],
+        caught_by: &["hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
+    },
+    Mutant {
+        name: "unused connections are not gated",
+        edits: &[
+            Edit {
+                file: FUA,
+                find: "            self.gate_unused(group);\n",
+                replace: "",
+            },
+            Edit {
+                file: ROUND,
+                find: "        for key in unused {
+            self.close_gate(key);
+        }
+",
+                replace: "        drop(unused);\n",
+            },
+        ],
+        caught_by: &["hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
+    },
+    Mutant {
+        name: "all exports are one group though they were to be told apart",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "Grouping::ByExport => Some(export.clone()),",
+            replace: "Grouping::ByExport => None,",
+        }],
+        caught_by: &["hazards::c4_a_hanging_flush_on_one_export_holds_up_nobody_on_another"],
+    },
+    Mutant {
+        name: "exports are told apart though they may share data",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "            Grouping::All => None,\n",
+            replace: "            Grouping::All => Some(export.clone()),\n",
+        }],
+        caught_by: &[
+            "hazards::c4_connections_of_different_exports_share_data_unless_told_otherwise",
+        ],
+    },
+    Mutant {
+        name: "what waits on a lost connection is not answered",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "waiting.extend(ours.into_iter().map(|wait| wait.tag));",
+            replace: "drop(ours);",
+        }],
+        caught_by: &["hazards::what_waits_on_a_lost_connection_is_answered"],
+    },
+    Mutant {
+        name: "a lost handle is a failure though nothing is lost",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if self.is_uncovered(key) && self.others_rely_on(group) {",
+            replace: "if self.others_rely_on(group) {",
+        }],
+        caught_by: &["hazards::c1_a_lost_handle_without_uncovered_writes_is_no_failure"],
+    },
+    Mutant {
+        name: "a handle that has to be invalidated before it serves serves",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "        if member.gate.happened() {
+            return self.hold",
+            replace: "        if member.gate.happened() && member.phase != Phase::Serving {
+            return self.hold",
+        }],
+        caught_by: &[
+            "hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
+            "hazards::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
+            "hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
+        ],
+    },
+    // Order.
+    Mutant {
+        name: "overlapping writes execute as they come",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "if group.ranges.over(range).any(|(_, it)| in_the_way(it)) {",
+            replace: "if group.ranges.over(range).all(|(_, it)| in_the_way(it)) && false {",
+        }],
+        caught_by: &[
+            "hazards::o1_of_two_writes_to_one_place_the_later_one_wins",
+            "hazards::o2_fua_over_an_older_uncovered_write_stays",
+            "hazards::o3_neighbours_in_a_granule_are_kept_in_order_like_overlapping_writes",
+        ],
+    },
+    Mutant {
+        name: "a write waits only for overlapping ones that are in flight",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: ".is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)",
+            replace: ".is_some_and(|_| segment.in_flight > 0)",
+        }],
+        caught_by: &[
+            "hazards::o1_of_two_writes_to_one_place_the_later_one_wins",
+            "hazards::o2_fua_over_an_older_uncovered_write_stays",
+        ],
+    },
+    Mutant {
+        name: "ranges are forgotten when there are too many",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "            && group.ranges.begin_merged(key, range)\n",
+            replace: "",
+        }],
+        caught_by: &["hazards::o1_holds_for_ranges_beyond_those_that_are_remembered"],
+    },
+    Mutant {
+        name: "ranges are not rounded out to granules",
+        edits: &[
+            Edit {
+                file: ORDER,
+                find: "start: offset - offset % granule,",
+                replace: "start: offset,",
+            },
+            Edit {
+                file: ORDER,
+                find: "end: end.checked_next_multiple_of(granule).unwrap_or(u64::MAX),",
+                replace: "end,",
+            },
+        ],
+        caught_by: &[
+            "hazards::o3_neighbours_in_a_granule_are_kept_in_order_like_overlapping_writes",
+        ],
+    },
+    Mutant {
+        name: "a write goes into an old copy of its granule",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "} else if self.config.granule() > 1 && self.is_stale(key) {",
+            replace: "} else if self.config.granule() == 0 && self.is_stale(key) {",
+        }],
+        caught_by: &[
+            "hazards::o3_a_granule_that_another_has_written_out_is_loaded_anew_before_it_is_written",
+        ],
+    },
+    Mutant {
+        name: "a write executes though the earlier one could not be written out",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "self.fail_order(group_key, key, running.start, why);",
+            replace: "if let Some(group) = self.groups.get_mut(group_key) {
+            group.ranges.retain(|segment| segment.owner != key);
+        }",
+        }],
+        caught_by: &[
+            "hazards::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
+        ],
+    },
+    Mutant {
+        name: "a write waits for ever for an earlier one that cannot be written out",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "self.fail_order(group_key, key, running.start, why);",
+            replace: "",
+        }],
+        caught_by: &[
+            "hazards::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
+        ],
+    },
+    Mutant {
+        name: "a write waits only for overlapping ones that have ended",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: ".is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)",
+            replace: ".is_some_and(|owner| segment.last.happened() && segment.last >= owner.covered)",
+        }],
+        caught_by: &["hazards::o1_holds_after_two_writes_that_were_in_flight_together"],
+    },
+    Mutant {
+        name: "a write that waits is overtaken by later ones",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "earlier.any(|wait| wait.member != key && wait.range.overlaps(extent))",
+            replace: "earlier.any(|wait| wait.member == key && wait.range.overlaps(extent))",
+        }],
+        caught_by: &["hazards::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
+    },
+    Mutant {
+        name: "what waits for a write-out is not looked at when it ends",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        self.open_gate(key);
+        self.recheck_order(group);
+",
+            replace: "        self.open_gate(key);
+",
+        }],
+        caught_by: &["hazards::o1_of_two_writes_to_one_place_the_later_one_wins"],
+    },
+    // What is advertised, and what is called for without need.
+    Mutant {
+        name: "emulation of a backend without flush is accepted",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if emulated && !can_flush && !backend.read_only {",
+            replace: "if emulated && !can_flush && backend.multi_conn {",
+        }],
+        caught_by: &["promises::a_promise_that_cannot_be_kept_is_refused"],
+    },
+    Mutant {
+        name: "a writer may join readers that cannot be invalidated",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if group.cannot_flush > 0 && !backend.read_only {",
+            replace: "if group.cannot_flush > 0 && backend.read_only {",
+        }],
+        caught_by: &["promises::a_writer_cannot_join_readers_that_could_never_see_what_it_writes"],
+    },
+    Mutant {
+        name: "native FUA is used while emulating",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "} else if backend.fua && !emulating {",
+            replace: "} else if backend.fua {",
+        }],
+        caught_by: &["observed::every_command_is_executed_reads_and_stores_what_was_observed"],
+    },
+    Mutant {
+        name: "a round flushes every handle, at every level",
+        edits: &[Edit {
+            file: ROUND,
+            find: "let everyone = self.config.track_dirty() != TrackDirty::Connection;",
+            replace: "let everyone = true;",
+        }],
+        caught_by: &[
+            "promises::a_flush_visits_only_the_connections_that_need_it",
+            "observed::no_event_takes_more_backend_flushes_than_were_observed",
+        ],
+    },
+];
