@@ -16,14 +16,15 @@ pub enum Mode {
     #[default]
     Auto,
     /// A flush on one connection is carried out on every handle that needs it; multi-conn is
-    /// advertised.
+    /// advertised (unless connections are [serialized](ThreadModel::SerializeConnections)).
     Emulate,
     /// A flush goes to the handle of its own connection; multi-conn is advertised if the backend
     /// has it.
     Plugin,
     /// As [`Plugin`](Self::Plugin), but multi-conn is never advertised.
     Disable,
-    /// As [`Plugin`](Self::Plugin), but multi-conn is always advertised, true or not.
+    /// As [`Plugin`](Self::Plugin), but multi-conn is advertised, true or not (unless
+    /// connections are [serialized](ThreadModel::SerializeConnections)).
     ///
     /// **Clients that believe it lose data** if the backend caches per connection. It is for
     /// measurements only.
@@ -93,7 +94,8 @@ pub enum ThreadModel {
     /// Any number of connections, and of commands on each.
     #[default]
     Parallel,
-    /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`].
+    /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`], and no mode
+    /// advertises multi-conn, which would only make clients wait for a second connection.
     SerializeConnections,
 }
 
@@ -345,6 +347,9 @@ impl Backend {
 
     /// One flush, on any handle, covers what completed on all handles, and no handle caches
     /// anything that others do not see.
+    ///
+    /// All handles of a group have to agree on this ([`OpenError::MixedMultiConn`]): a server with
+    /// exports of different kinds groups them [by export](Grouping::ByExport).
     #[must_use]
     pub const fn with_multi_conn(mut self, yes: bool) -> Self {
         self.multi_conn = yes;
@@ -421,6 +426,10 @@ pub enum OpenError {
     /// to see what it writes.
     #[error("other connections of the group have no flush and could go on reading stale data")]
     GroupCannotFlush,
+    /// The other connections of the group have multi-conn and this one does not, or the other way
+    /// round: what a flush covers would depend on the connection that asks for it.
+    #[error("the backends of connections that share data differ in multi-conn: group by export")]
+    MixedMultiConn,
 }
 
 #[cfg(test)]

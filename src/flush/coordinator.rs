@@ -59,6 +59,8 @@ enum Fua {
     No,
     /// By the backend.
     Native,
+    /// The command is on permanent storage when it ends, with FUA or without.
+    Stable,
     /// By a flush after the command.
     Emulated,
 }
@@ -277,7 +279,16 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Err(OpenError::NotOpening);
         }
         let group = member.group;
-        let advertised = match self.advertise(group, backend) {
+        let advertised = self.advertise(group, backend);
+        let advertised = advertised.and_then(|advertised| {
+            // What was written out while it was being opened could never be made visible on it.
+            let never_fresh = backend.cannot_flush() && backend.loads_on_open;
+            if never_fresh && self.others_rely_on(group) && self.is_stale(conn.0) {
+                return Err(OpenError::CannotEmulate);
+            }
+            Ok(advertised)
+        });
+        let advertised = match advertised {
             Ok(advertised) => advertised,
             Err(why) => {
                 self.remove(conn.0);
@@ -296,7 +307,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             member.gate = Stamp::NEVER;
         }
         group.open += 1;
-        group.multi_conn += u32::from(backend.multi_conn);
+        group.multi_conn = Some(backend.multi_conn);
         group.writable += u32::from(!backend.read_only);
         group.cannot_flush += u32::from(backend.cannot_flush());
         self.relist(conn.0);
@@ -305,6 +316,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// What follows from mode and backend.
     fn advertise(&self, group: Key, backend: Backend) -> Result<Advertised, OpenError> {
+        let group = self.groups.get(group).ok_or(OpenError::NotOpening)?;
+        if group.multi_conn.is_some_and(|it| it != backend.multi_conn) {
+            return Err(OpenError::MixedMultiConn);
+        }
         let serialized = self.config.thread_model() == ThreadModel::SerializeConnections;
         let can_flush = backend.flush || backend.caches_nothing;
         let emulated = match self.config.mode() {
@@ -315,7 +330,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if emulated && !can_flush && !backend.read_only {
             return Err(OpenError::CannotEmulate);
         }
-        if emulated && let Some(group) = self.groups.get(group) {
+        if emulated {
             // A handle that caches and cannot flush is harmless only while nobody writes.
             if group.cannot_flush > 0 && !backend.read_only {
                 return Err(OpenError::GroupCannotFlush);
@@ -325,8 +340,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             }
         }
         let multi_conn = match self.config.mode() {
-            Mode::Emulate | Mode::Unsafe => true,
-            Mode::Auto => !serialized,
+            // A client that believed it would wait for its second connection for ever.
+            _ if serialized => false,
+            Mode::Emulate | Mode::Auto | Mode::Unsafe => true,
             Mode::Plugin => backend.multi_conn,
             Mode::Disable => false,
         };
@@ -343,13 +359,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     pub(super) fn path(&self, group: &Group<E, T>) -> Path {
-        let covers_all = group.multi_conn == group.open;
         match self.config.mode() {
             Mode::Emulate => Path::Emulate,
-            Mode::Auto if self.config.thread_model() == ThreadModel::Parallel && !covers_all => {
-                Path::Emulate
-            }
-            _ if covers_all => Path::CoversAll,
+            _ if group.covers_all() => Path::CoversAll,
+            Mode::Auto if self.config.thread_model() == ThreadModel::Parallel => Path::Emulate,
             _ => Path::Own,
         }
     }
@@ -397,8 +410,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                     .is_none_or(|group| self.path(group) != Path::Emulate)
                 {
                     range = None;
-                } else if self.must_wait_in_order(group, key, wanted, ahead) {
-                    return self.wait_in_order(group, key, wanted, command, tag);
+                } else if let Some(until) = self.must_wait_in_order(group, key, wanted, ahead) {
+                    let wait = OrderWait {
+                        member: key,
+                        range: wanted,
+                        until,
+                        command,
+                        tag,
+                    };
+                    return self.wait_in_order(group, wait);
                 } else if self.config.granule() > 1 && self.is_stale(key) {
                     // The write would be merged into a granule that another handle has written
                     // since: load it anew.
@@ -448,7 +468,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .is_some_and(|group| self.path(group) == Path::Emulate);
         let backend = member.backend;
         if backend.caches_nothing {
-            Fua::No
+            Fua::Stable
         } else if backend.fua && !emulating {
             Fua::Native
         } else if backend.flush {
@@ -480,40 +500,43 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Decision::Closed { tag };
         };
         let group = member.group;
+        let mut idle = None;
         if op.modification {
-            self.modified(group, &op, result);
+            idle = self.modified(group, &op, result);
         }
-        let mut decision = Decision::Reply { tag, result };
-        if op.fua == Fua::Emulated && result.is_ok() {
-            let Decision::Reply { tag, .. } = decision else {
-                return decision;
-            };
-            self.flush_for_fua(key, tag);
-            decision = Decision::Wait;
-        }
+        let decision = match (op.fua, result) {
+            (Fua::Emulated, Ok(())) => self.flush_for_fua(key, op.generation, tag),
+            (Fua::Stable, Ok(())) => self.show_to_others(key, tag),
+            _ => Decision::Reply { tag, result },
+        };
         self.check_draining(key);
-        if op.range.is_some() {
-            self.recheck_order(group);
+        if let Some(range) = idle {
+            self.recheck_order_over(group, range);
         }
         self.try_release(key);
         decision
     }
 
-    fn modified(&mut self, group_key: Key, op: &Op, result: Result<(), Errno>) {
+    /// Returns the range in which nothing is in flight any more, if others may wait for that.
+    fn modified(&mut self, group_key: Key, op: &Op, result: Result<(), Errno>) -> Option<Range> {
         let now = self.clock.tick();
         let (Some(member), Some(group)) = (
             self.members.get_mut(op.member),
             self.groups.get_mut(group_key),
         ) else {
-            return;
+            return None;
         };
-        if let Some(range) = op.range {
-            group.ranges.complete(op.member, range, now);
+        let idle = op
+            .range
+            .and_then(|range| group.ranges.complete(op.member, range, now));
+        if let Some(idle) = idle
+            && member.backend.caches_nothing
+        {
+            // It waits for no flush.
+            group.ranges.remove(idle.start);
+            member.ranges = member.ranges.saturating_sub(1);
         }
-        if member.backend.caches_nothing {
-            return;
-        }
-        if op.fua == Fua::Native && result.is_ok() {
+        if member.backend.caches_nothing || (op.fua == Fua::Native && result.is_ok()) {
             group.write_outs.note(op.member, now);
             group.maybe_stale = true;
         } else {
@@ -523,6 +546,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 self.relist(op.member);
             }
         }
+        idle
     }
 
     /// A command waits until the gate of its handle opens.
@@ -652,6 +676,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         group.failed = None;
         group.failed_reported = false;
         group.lost = None;
+        group.waiting_failed = None;
         for &member in group.list(List::Members) {
             if let Some(member) = self.members.get_mut(member) {
                 member.unreported = None;
@@ -726,27 +751,30 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         group.order_waiting.retain(|wait| wait.member != key);
         if member.phase != Phase::Opening {
             group.open -= 1;
-            group.multi_conn -= u32::from(member.backend.multi_conn);
             group.writable -= u32::from(!member.backend.read_only);
             group.cannot_flush -= u32::from(member.backend.cannot_flush());
         }
+        if group.open == 0 {
+            if !group.covers_all() {
+                // What handles of their own cached is written out, or reported as lost. A shared
+                // cache, in contrast, still has to be flushed by whoever comes next.
+                group.covered_all = group.last_mod;
+            }
+            if group.last_mod <= group.covered_all {
+                group.multi_conn = None;
+            }
+        }
         if group.list(List::Members).is_empty() {
-            let opened = member.phase != Phase::Opening;
-            self.group_emptied(group_key, opened.then_some(member.backend));
+            self.group_emptied(group_key);
         }
     }
 
-    /// The last member is gone; `last` is its backend, if it had one.
-    fn group_emptied(&mut self, group_key: Key, last: Option<Backend>) {
+    /// The last member is gone.
+    fn group_emptied(&mut self, group_key: Key) {
         let Some(group) = self.groups.get_mut(group_key) else {
             return;
         };
         group.ranges.clear();
-        if last.is_some_and(|last| !last.multi_conn) {
-            // What handles of their own cached is written out, or reported as lost. A shared
-            // cache, in contrast, still has to be flushed by whoever comes next.
-            group.covered_all = group.last_mod;
-        }
         if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {
             group.failed = None;
             group.failed_reported = false;

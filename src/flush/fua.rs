@@ -2,17 +2,24 @@
 
 use alloc::vec::Vec;
 
-use super::coordinator::{FlushCoordinator, FuaWait};
+use super::coordinator::{Decision, FlushCoordinator, FuaWait};
 use super::member::{List, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
-    /// A modification with FUA has completed, and its handle has to be written out.
-    pub(super) fn flush_for_fua(&mut self, key: Key, tag: T) {
+    /// A modification with FUA, of this generation of commands, has completed, and its handle has
+    /// to be written out.
+    pub(super) fn flush_for_fua(&mut self, key: Key, generation: u64, tag: T) -> Decision<T> {
         let Some(member) = self.members.get_mut(key) else {
-            return;
+            return Decision::Closed { tag };
         };
+        if let Some((until, why)) = member.dropped
+            && generation <= until
+        {
+            let result = Err(why);
+            return Decision::Reply { tag, result };
+        }
         member.pending += 1;
         let wait = self.fuas.insert(FuaWait {
             member: key,
@@ -21,6 +28,67 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             remaining: 1,
         });
         self.write_out(key, Need::Fua(wait));
+        Decision::Wait
+    }
+
+    /// A modification with FUA has completed on a handle that caches nothing: its data is safe,
+    /// and others have to see it.
+    pub(super) fn show_to_others(&mut self, key: Key, tag: T) -> Decision<T> {
+        let result = Ok(());
+        let Some(group) = self.members.get(key).map(|member| member.group) else {
+            return Decision::Reply { tag, result };
+        };
+        if !self.others_rely_on(group) {
+            return Decision::Reply { tag, result };
+        }
+        self.gate_unused(group);
+        let stale = self.stale_members(group);
+        if stale.is_empty() {
+            return Decision::Reply { tag, result };
+        }
+        if let Some(member) = self.members.get_mut(key) {
+            member.pending += 1;
+        }
+        let wait = self.fuas.insert(FuaWait {
+            member: key,
+            tag,
+            written_out: true,
+            // Nobody asks for more than 2^32 connections.
+            remaining: stale.len() as u32,
+        });
+        for key in stale {
+            self.invalidate(key, Need::Fua(wait));
+        }
+        Decision::Wait
+    }
+
+    /// A flush of `key` failed, and the cache may have dropped all that it held: a later flush
+    /// that succeeds says nothing about what commands have put there until now.
+    pub(super) fn fail_fua(&mut self, group_key: Key, key: Key, why: Errno) {
+        let Some(group) = self.groups.get(group_key) else {
+            return;
+        };
+        let same_cache = if group.covers_all() {
+            group.list(List::Members)
+        } else {
+            core::slice::from_ref(&key)
+        };
+        for &key in same_cache {
+            if let Some(member) = self.members.get_mut(key) {
+                member.dropped = Some((member.in_flight.generation(), why));
+                member.in_flight.advance();
+            }
+        }
+        let shared = group.covers_all();
+        let members = &self.members;
+        let unwritten = self.fuas.iter().filter(|(_, wait)| {
+            let group = members.get(wait.member).map(|member| member.group);
+            !wait.written_out && (wait.member == key || (shared && group == Some(group_key)))
+        });
+        let unwritten: Vec<Key> = unwritten.map(|(wait, _)| wait).collect();
+        for wait in unwritten {
+            self.fua_ends(wait, Err(why));
+        }
     }
 
     /// A flush on behalf of a FUA command has ended on the handle `key`.

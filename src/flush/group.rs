@@ -42,6 +42,9 @@ pub(super) struct Round<T> {
 pub(super) struct OrderWait<T> {
     pub(super) member: Key,
     pub(super) range: Range,
+    /// It need not be looked at before modifications that overlap with this have ended, or a
+    /// flush has.
+    pub(super) until: Range,
     pub(super) command: Command,
     pub(super) tag: T,
 }
@@ -97,12 +100,14 @@ pub(super) struct Group<E, T> {
     /// All of them, those that may have something to write out, and those that may have
     /// something cached.
     lists: [Vec<Key>; 3],
-    /// How many are open, and of these how many have a backend with multi-conn, how many are
-    /// writable, and how many cache but cannot flush.
+    /// How many are open, and of these how many are writable, and how many cache but cannot
+    /// flush.
     pub(super) open: u32,
-    pub(super) multi_conn: u32,
     pub(super) writable: u32,
     pub(super) cannot_flush: u32,
+    /// Whether their backends have multi-conn; `None` if none is open, and nothing is left of
+    /// those that were.
+    pub(super) multi_conn: Option<bool>,
     /// When the latest modification of any member completed.
     pub(super) last_mod: Stamp,
     /// What completed before is covered, on whatever handle, by a flush that covers all.
@@ -131,9 +136,9 @@ impl<E, T> Group<E, T> {
             export,
             lists: [const { Vec::new() }; 3],
             open: 0,
-            multi_conn: 0,
             writable: 0,
             cannot_flush: 0,
+            multi_conn: None,
             last_mod: Stamp::NEVER,
             covered_all: Stamp::NEVER,
             write_outs: WriteOuts::default(),
@@ -165,6 +170,11 @@ impl<E, T> Group<E, T> {
             List::Dirty => dirty,
             List::Loaded => loaded,
         }
+    }
+
+    /// One flush, on any handle, covers what completed on all.
+    pub(super) fn covers_all(&self) -> bool {
+        self.multi_conn == Some(true)
     }
 
     /// Whether it can be forgotten: nobody is in it, and nobody has to be told anything.

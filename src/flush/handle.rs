@@ -41,10 +41,21 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Needs a flush that covers what has completed on the handle: one that runs will do if it
     /// started after that.
     pub(super) fn write_out(&mut self, key: Key, need: Need) {
+        let last_mod = self.members.get(key).map(|member| member.last_mod);
+        self.flush_since(key, last_mod.unwrap_or(Stamp::NEVER), need);
+    }
+
+    /// The same of a handle that covers all, for what has completed on any of the group.
+    pub(super) fn write_out_all(&mut self, key: Key, group: Key) {
+        let last_mod = self.groups.get(group).map(|group| group.last_mod);
+        self.flush_since(key, last_mod.unwrap_or(Stamp::NEVER), Need::Round(group));
+    }
+
+    /// Needs a flush that started after `last_mod`.
+    fn flush_since(&mut self, key: Key, last_mod: Stamp, need: Need) {
         let Some(member) = self.members.get_mut(key) else {
             return;
         };
-        let last_mod = member.last_mod;
         let work = member.work_mut();
         match &work.running {
             Some(running) if running.start > last_mod => work.joined.push(need),
@@ -148,7 +159,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let group = member.group;
         match result {
             Ok(()) => self.flush_succeeded(group, key, running),
-            Err(why) => self.flush_failed(group, key, running, why),
+            Err(why) => {
+                self.flush_failed(group, key, running, why);
+                if self.config.after_failure() == AfterFailure::Sticky {
+                    self.fail_fua(group, key, why);
+                }
+            }
         }
         for need in served {
             self.serve(need, key, result);
@@ -178,7 +194,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if member.backend.caches_nothing {
             member.oldest_load = Stamp::NEVER;
         }
-        if member.backend.multi_conn {
+        if group.covers_all() {
             group.covered_all = group.covered_all.max(running.start);
         }
         if running.writes_out {

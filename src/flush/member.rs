@@ -22,9 +22,16 @@ pub(super) struct InFlight {
     count: u32,
     /// When the first command of the current generation began, if any is in flight.
     first: Stamp,
-    /// Earlier generations, oldest first; the last is `generation - 1`. Never begins with one
-    /// that has ended.
-    older: VecDeque<(u32, Stamp)>,
+    /// Earlier generations of which something is in flight, oldest first.
+    older: Vec<Generation>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Generation {
+    number: u64,
+    count: u32,
+    /// When its first command began.
+    first: Stamp,
 }
 
 impl InFlight {
@@ -37,28 +44,30 @@ impl InFlight {
     }
 
     pub(super) fn end(&mut self, generation: u64) {
-        let Some(back) = self.generation.checked_sub(generation) else {
-            return;
-        };
-        if back == 0 {
+        if generation == self.generation {
             self.count = self.count.saturating_sub(1);
             return;
         }
-        let place = usize::try_from(back)
-            .ok()
-            .and_then(|back| self.older.len().checked_sub(back));
-        if let Some(older) = place.and_then(|place| self.older.get_mut(place)) {
-            older.0 = older.0.saturating_sub(1);
-        }
-        while self.older.front().is_some_and(|&(count, _)| count == 0) {
-            self.older.pop_front();
+        let older = &mut self.older;
+        let Ok(place) = older.binary_search_by_key(&generation, |it| it.number) else {
+            return;
+        };
+        if let Some(it) = older.get_mut(place) {
+            it.count = it.count.saturating_sub(1);
+            if it.count == 0 {
+                older.remove(place);
+            }
         }
     }
 
     /// Separates what is in flight now from what begins later.
     pub(super) fn advance(&mut self) {
-        if self.count > 0 || !self.older.is_empty() {
-            self.older.push_back((self.count, self.first));
+        if self.count > 0 {
+            self.older.push(Generation {
+                number: self.generation,
+                count: self.count,
+                first: self.first,
+            });
             self.count = 0;
         }
         self.generation += 1;
@@ -70,15 +79,10 @@ impl InFlight {
 
     /// Whether a command of this generation or an earlier one is still in flight.
     pub(super) fn reaches_back_to(&self, generation: u64) -> bool {
-        let oldest_live = if self.older.is_empty() {
-            if self.count == 0 {
-                return false;
-            }
-            self.generation
-        } else {
-            self.generation - self.older.len() as u64
-        };
-        oldest_live <= generation
+        match self.older.first() {
+            Some(oldest) => oldest.number <= generation,
+            None => self.count > 0 && self.generation <= generation,
+        }
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -87,8 +91,8 @@ impl InFlight {
 
     /// When the oldest command in flight began, or a little earlier.
     pub(super) fn oldest(&self) -> Option<Stamp> {
-        match self.older.front() {
-            Some(&(_, first)) => Some(first),
+        match self.older.first() {
+            Some(oldest) => Some(oldest.first),
             None if self.count > 0 => Some(self.first),
             None => None,
         }
@@ -228,6 +232,9 @@ pub(super) struct Member<C, T> {
     pub(super) unreported: Option<Errno>,
     /// Why every flush fails that goes to this handle alone, under the sticky policy.
     pub(super) failed: Option<Errno>,
+    /// Commands up to this generation may have had what they wrote dropped by a cache whose flush
+    /// failed, under the sticky policy.
+    pub(super) dropped: Option<(u64, Errno)>,
     /// The start of the round that last visited it.
     pub(super) visited: Stamp,
     /// What was covered when its ranges were last purged.
@@ -260,6 +267,7 @@ impl<C, T> Member<C, T> {
             places: [None; 3],
             unreported: None,
             failed: None,
+            dropped: None,
             visited: Stamp::NEVER,
             purged: Stamp::NEVER,
             pending: 0,
@@ -382,11 +390,18 @@ mod tests {
     }
 
     #[test]
-    fn advancing_with_nothing_in_flight_keeps_no_memory() {
+    fn generations_that_have_ended_keep_no_memory_behind_one_that_hangs() {
         let mut in_flight = InFlight::default();
-        for _ in 0..1000 {
+        let hangs = in_flight.begin(at(1));
+        for now in 2..1000 {
             in_flight.advance();
+            let begun = in_flight.begin(at(now));
+            in_flight.advance();
+            in_flight.end(begun);
         }
-        assert!(in_flight.older.is_empty());
+        assert_eq!(in_flight.older.len(), 1);
+        assert!(in_flight.reaches_back_to(hangs));
+        in_flight.end(hangs);
+        assert!(in_flight.is_empty());
     }
 }

@@ -28,9 +28,13 @@
 //! - a read that is started on that handle afterwards returns nothing that was cached there before
 //!   the flush started.
 //!
-//! Nothing is assumed about a command that is in flight across a flush. Everything else is derived
-//! from these two sentences. A backend that promises more says so ([`Backend`]), and is flushed
-//! less.
+//! Of a command that is in flight across a flush only this is assumed: what it leaves in the cache
+//! it has fetched from storage after it began, or written, but not copied from what the cache held
+//! before. Everything else is derived from these sentences. A backend that promises more says so
+//! ([`Backend`]), and is flushed less.
+//!
+//! The handles of a group may differ in what they promise, but for multi-conn: where one flush
+//! covers all handles, it has to cover *all* ([`OpenError::MixedMultiConn`]).
 //!
 //! # How to drive it
 //!
@@ -97,7 +101,7 @@
 //!    wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is lost.)
 //! 5. **A failed flush is nobody's private affair.** The round still visits everyone; every flush
 //!    that needed the failed part fails; under [`AfterFailure::Sticky`] no later one succeeds by
-//!    accident. The connection whose data it was hears of it from its own next flush, even if
+//!    accident, and no FUA command does whose data the cache may have dropped. The connection whose data it was hears of it from its own next flush, even if
 //!    another one's flush met the failure first.
 //! 6. **Overlapping modifications through different handles keep their order**: the earlier one is
 //!    written out before the later one executes. (`b: W(x) ok`; `a: W(y) ok` at the same place; `F`

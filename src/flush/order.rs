@@ -130,14 +130,17 @@ impl Ranges {
         more
     }
 
-    /// The modification of `range` by `owner` completed.
-    pub(super) fn complete(&mut self, owner: Key, range: Range, now: Stamp) {
-        if let Some((_, segment)) = self.segments.range_mut(..=range.start).next_back()
-            && segment.owner == owner
-        {
-            segment.in_flight = segment.in_flight.saturating_sub(1);
-            segment.last = now;
+    /// The modification of `range` by `owner` completed. Returns the segment that it is part of
+    /// if nothing else is in flight there.
+    pub(super) fn complete(&mut self, owner: Key, range: Range, now: Stamp) -> Option<Range> {
+        let (&start, segment) = self.segments.range_mut(..=range.start).next_back()?;
+        if segment.owner != owner {
+            return None;
         }
+        segment.in_flight = segment.in_flight.saturating_sub(1);
+        segment.last = now;
+        let end = segment.end;
+        (segment.in_flight == 0).then_some(Range { start, end })
     }
 
     /// Where the first segment over `range` that is not `owner`'s starts, and whose it is.
@@ -256,10 +259,12 @@ mod tests {
         let mut ranges = Ranges::default();
         ranges.begin(a, range(10, 20));
         ranges.begin(a, range(5, 12));
-        ranges.complete(a, range(10, 20), Stamp::from_raw(7));
+        assert_eq!(ranges.complete(a, range(10, 20), Stamp::from_raw(7)), None);
         let (at, segment) = ranges.over(range(19, 20)).next().unwrap();
         assert_eq!(at, range(5, 20));
         assert_eq!((segment.in_flight, segment.last), (1, Stamp::from_raw(7)));
+        let idle = ranges.complete(a, range(5, 12), Stamp::from_raw(8));
+        assert_eq!(idle, Some(range(5, 20)));
     }
 
     #[test]

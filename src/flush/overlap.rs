@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
-use super::coordinator::{Command, Decision, FlushCoordinator};
+use super::coordinator::{Decision, FlushCoordinator};
 use super::group::OrderWait;
 use super::member::Need;
 use super::order::{Range, Segment};
@@ -20,32 +20,32 @@ fn is_live<C, T>(members: &Slab<super::member::Member<C, T>>, segment: &Segment)
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Whether a modification of `range` through the handle `key` has to wait: for another
     /// handle's overlapping one, or behind the first `queued` of those that wait already, lest
-    /// they wait for ever.
+    /// they wait for ever. Returns the range in which something has to end first.
     pub(super) fn must_wait_in_order(
         &self,
         group: Key,
         key: Key,
         range: Range,
         queued: usize,
-    ) -> bool {
-        let Some(group) = self.groups.get(group) else {
-            return false;
-        };
+    ) -> Option<Range> {
+        let group = self.groups.get(group)?;
         if group.order_waiting.is_empty() && group.ranges.is_within(key, range) {
-            return false;
+            return None;
         }
         let members = &self.members;
         let in_the_way = |segment: &Segment| segment.owner != key && is_live(members, segment);
         if group.ranges.over(range).any(|(_, it)| in_the_way(it)) {
-            return true;
+            return Some(range);
         }
-        if group.order_waiting.is_empty() {
-            return !self.has_room(group, key, range);
+        if !group.order_waiting.is_empty() {
+            let extent = group.ranges.extent(key, range);
+            let mut earlier = group.order_waiting.iter().take(queued);
+            let behind = earlier.find(|it| it.member != key && it.range.overlaps(extent));
+            if let Some(behind) = behind {
+                return Some(behind.range);
+            }
         }
-        let extent = group.ranges.extent(key, range);
-        let mut earlier = group.order_waiting.iter().take(queued);
-        earlier.any(|wait| wait.member != key && wait.range.overlaps(extent))
-            || !self.has_room(group, key, range)
+        (!self.has_room(group, key, range)).then_some(range)
     }
 
     /// Whether one more range of this member may be remembered.
@@ -55,6 +55,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         member.ranges < self.config.max_ranges()
             || member.purgeable()
+            // Nothing of it is remembered beyond what is in flight.
+            || member.backend.caches_nothing
             || group.ranges.touches_or_neighbours(key, range)
     }
 
@@ -122,26 +124,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A modification waits for its turn.
-    pub(super) fn wait_in_order(
-        &mut self,
-        group_key: Key,
-        key: Key,
-        range: Range,
-        command: Command,
-        tag: T,
-    ) -> Decision<T> {
+    pub(super) fn wait_in_order(&mut self, group_key: Key, wait: OrderWait<T>) -> Decision<T> {
+        let (key, range) = (wait.member, wait.range);
         let (Some(group), Some(member)) =
             (self.groups.get_mut(group_key), self.members.get_mut(key))
         else {
-            return Decision::Closed { tag };
+            return Decision::Closed { tag: wait.tag };
         };
         member.pending += 1;
-        group.order_waiting.push_back(OrderWait {
-            member: key,
-            range,
-            command,
-            tag,
-        });
+        group.order_waiting.push_back(wait);
         self.write_out_below(group_key, key, range);
         Decision::Wait
     }
@@ -179,31 +170,41 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .is_some_and(|member| !member.order_requested)
     }
 
+    /// Nothing is in flight in `range` any more: can modifications that wait for that begin? Most
+    /// ranges that end have nobody wait for them; that must cost others little.
+    pub(super) fn recheck_order_over(&mut self, group: Key, range: Range) {
+        let waited_for = self.groups.get(group).is_some_and(|group| {
+            let mut waiting = group.order_waiting.iter();
+            waiting.any(|wait| wait.until.overlaps(range))
+        });
+        if waited_for {
+            self.recheck_order(group);
+        }
+    }
+
     /// Something has ended: can modifications that wait begin?
     pub(super) fn recheck_order(&mut self, group_key: Key) {
-        let mut at = 0;
-        while let Some(wait) = self
-            .groups
-            .get(group_key)
-            .and_then(|group| group.order_waiting.get(at))
-        {
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        for mut wait in core::mem::take(&mut group.order_waiting) {
             let (key, range) = (wait.member, wait.range);
-            if self.must_wait_in_order(group_key, key, range, at) {
+            let ahead = self
+                .groups
+                .get(group_key)
+                .map_or(0, |group| group.order_waiting.len());
+            if let Some(until) = self.must_wait_in_order(group_key, key, range, ahead) {
+                wait.until = until;
+                if let Some(group) = self.groups.get_mut(group_key) {
+                    group.order_waiting.push_back(wait);
+                }
                 self.write_out_below(group_key, key, range);
-                at += 1;
                 continue;
             }
-            let Some(wait) = self
-                .groups
-                .get_mut(group_key)
-                .and_then(|group| group.order_waiting.remove(at))
-            else {
-                return;
-            };
             if let Some(member) = self.members.get_mut(key) {
                 member.pending = member.pending.saturating_sub(1);
             }
-            let decision = self.admit(key, wait.command, wait.tag, at);
+            let decision = self.admit(key, wait.command, wait.tag, ahead);
             self.act(key, decision);
         }
     }

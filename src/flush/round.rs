@@ -114,17 +114,20 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             waiters,
         });
         let path = self.groups.get(group_key).map(|group| self.path(group));
-        let handles: Vec<Key> = if path == Some(Path::Emulate) {
+        if path == Some(Path::Emulate) {
             let group = self.groups.get(group_key);
             let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
             let dirty = dirty.iter().copied();
-            dirty.filter(|&key| self.is_uncovered(key)).collect()
+            let dirty: Vec<Key> = dirty.filter(|&key| self.is_uncovered(key)).collect();
+            self.visit(group_key, &dirty, |this, key| {
+                this.write_out(key, Need::Round(group_key));
+            });
         } else {
-            self.covering_handle(group_key).into_iter().collect()
-        };
-        self.visit(group_key, &handles, |this, key| {
-            this.write_out(key, Need::Round(group_key));
-        });
+            let handle = self.covering_handle(group_key);
+            self.visit(group_key, handle.as_slice(), |this, key| {
+                this.write_out_all(key, group_key);
+            });
+        }
     }
 
     /// Makes the round wait for a flush of each of these handles; with none, goes on at once.
@@ -193,7 +196,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     fn visit_another(&mut self, group: Key) -> bool {
         let another = self.covering_handle(group);
         if let Some(key) = another {
-            self.write_out(key, Need::Round(group));
+            self.write_out_all(key, group);
         }
         another.is_some()
     }

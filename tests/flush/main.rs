@@ -1,6 +1,8 @@
 //! The coordinator against a model of clients and backends.
 
+mod failures;
 mod hazards;
+mod kinds;
 mod observed;
 mod promises;
 mod random;

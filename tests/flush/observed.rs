@@ -120,24 +120,11 @@ impl<'a> Case<'a> {
     /// What clients are to be told.
     fn advertised(self, name: &str) -> Advertised {
         let observed = &self.observed("advertised")[name];
-        let mut advertised = Advertised {
+        Advertised {
             multi_conn: flag(observed, "multi_conn"),
             flush: flag(observed, "flush"),
             fua: flag(observed, "fua"),
-        };
-        // Where connections are served one after the other, nbdkit's server never passes on that
-        // its filter has multi-conn, as it would be of no use. Here that is left to the mode:
-        // only `Auto` turns into `Disable`, and the other modes say what they always say. The
-        // promise holds all the same.
-        if self.thread_model() == ThreadModel::SerializeConnections {
-            assert!(!advertised.multi_conn);
-            advertised.multi_conn = match self.mode() {
-                Mode::Emulate | Mode::Unsafe => true,
-                Mode::Plugin => self.backend_multi_conn(),
-                _ => false,
-            };
         }
-        advertised
     }
 }
 

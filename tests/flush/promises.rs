@@ -69,11 +69,18 @@ fn a_writer_cannot_join_readers_that_could_never_see_what_it_writes() {
 }
 
 #[test]
-fn auto_is_disable_where_connections_are_serialized() {
-    let config = Config::new().with_thread_model(ThreadModel::SerializeConnections);
-    let mut world = World::new(config, caching());
-    let conn = world.connect(0);
-    assert!(!world.opened(conn).unwrap().multi_conn);
+fn nobody_is_told_of_multi_conn_where_connections_are_serialized() {
+    let shared = caching().with_multi_conn(true);
+    for mode in [Mode::Auto, Mode::Emulate, Mode::Plugin, Mode::Unsafe] {
+        let config = Config::new()
+            .with_mode(mode)
+            .with_thread_model(ThreadModel::SerializeConnections);
+        for backend in [caching(), shared] {
+            let mut world = World::new(config, backend);
+            let conn = world.connect(0);
+            assert!(!world.opened(conn).unwrap().multi_conn, "{mode}");
+        }
+    }
 }
 
 /// The backend flushes of: c0 writes; c0 flushes; c1 flushes.

@@ -534,13 +534,18 @@ impl World {
             before,
         } = self.flushing.remove(at);
         let handle = self.connections[conn].handle.as_mut().expect("not closed");
-        if fault != Some(Fault::Keep) {
-            for (cell, old) in before {
-                if old.dirty && fault.is_none() {
-                    self.store[cell as usize] = old.id;
-                }
-                if handle.cache.get(&cell).is_some_and(|it| it.id == old.id) {
-                    handle.cache.remove(&cell);
+        match fault {
+            Some(Fault::Keep) => {}
+            // Also what was put there while it ran.
+            Some(Fault::Drop) => handle.cache.clear(),
+            None => {
+                for (cell, old) in before {
+                    if old.dirty {
+                        self.store[cell as usize] = old.id;
+                    }
+                    if handle.cache.get(&cell).is_some_and(|it| it.id == old.id) {
+                        handle.cache.remove(&cell);
+                    }
                 }
             }
         }

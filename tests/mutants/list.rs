@@ -111,7 +111,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a flush of any handle makes all clean",
         edits: &[Edit {
             file: HANDLE,
-            find: "        if member.backend.multi_conn {\n",
+            find: "        if group.covers_all() {\n",
             replace: "        if true {\n",
         }],
         caught_by: &["hazards::t4_fua_covers_no_write_of_another_connection"],
@@ -121,7 +121,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: HANDLE,
-                find: "        if member.backend.multi_conn {\n",
+                find: "        if group.covers_all() {\n",
                 replace: "        if true {\n",
             },
             Edit {
@@ -177,7 +177,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 find:
                     "            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
             let dirty = dirty.iter().copied();
-            dirty.filter(|&key| self.is_uncovered(key)).collect()
+            let dirty: Vec<Key> = dirty.filter(|&key| self.is_uncovered(key)).collect();
 ",
                 replace:
                     "            let all = group.map_or(&[][..], |group| group.list(List::Members));
@@ -187,7 +187,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 })
             };
             let all = all.iter().copied();
-            all.filter(|&key| self.is_uncovered(key) || loaded(key)).collect()
+            let wanted = |&key: &Key| self.is_uncovered(key) || loaded(key);
+            let dirty: Vec<Key> = all.filter(wanted).collect();
 ",
             },
             Edit {
@@ -271,8 +272,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "FUA is answered before its flush",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if op.fua == Fua::Emulated && result.is_ok() {",
-            replace: "if op.fua == Fua::Emulated && result.is_err() {",
+            find: "(Fua::Emulated, Ok(())) => self",
+            replace: "(Fua::Emulated, Err(_)) => self",
         }],
         caught_by: &["hazards::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
     },
@@ -312,11 +313,26 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "FUA succeeds though its own write-out failed",
-        edits: &[Edit {
-            file: FUA,
-            find: "self.fua_ends(wait, Err(why));",
-            replace: "self.fua_ends(wait, Err(why).or(Ok(())));",
-        }],
+        edits: &[
+            Edit {
+                file: FUA,
+                find: "            (false, Err(why)) => {
+                self.fua_ends(wait, Err(why));
+",
+                replace: "            (false, Err(_)) => {
+                self.fua_ends(wait, Ok(()));
+",
+            },
+            Edit {
+                file: FUA,
+                find: "        for wait in unwritten {
+            self.fua_ends(wait, Err(why));
+",
+                replace: "        for wait in unwritten {
+            self.fua_ends(wait, Ok(()));
+",
+            },
+        ],
         caught_by: &["hazards::e1_a_fua_command_whose_own_write_out_fails_fails"],
     },
     // Failures.
@@ -490,8 +506,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a shared cache is thought clean when the last connection has left",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if last.is_some_and(|last| !last.multi_conn) {",
-            replace: "if last.is_some() {",
+            find: "if !group.covers_all() {",
+            replace: "if true {",
         }],
         caught_by: &["hazards::c1_what_a_shared_cache_holds_outlives_the_last_connection"],
     },
@@ -706,8 +722,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a write that waits is overtaken by later ones",
         edits: &[Edit {
             file: OVERLAP,
-            find: "earlier.any(|wait| wait.member != key && wait.range.overlaps(extent))",
-            replace: "earlier.any(|wait| wait.member == key && wait.range.overlaps(extent))",
+            find: "it.member != key && it.range.overlaps(extent)",
+            replace: "it.member == key && it.range.overlaps(extent)",
         }],
         caught_by: &["hazards::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
     },
@@ -762,5 +778,117 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             "promises::a_flush_visits_only_the_connections_that_need_it",
             "observed::no_event_takes_more_backend_flushes_than_were_observed",
         ],
+    },
+    // Handles of different kinds.
+    Mutant {
+        name: "over a shared cache a round joins a flush that covers less",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "let last_mod = self.groups.get(group).map(|group| group.last_mod);",
+            replace: "let last_mod = self.members.get(key).map(|member| member.last_mod);",
+        }],
+        caught_by: &[
+            "kinds::over_a_shared_cache_a_flush_does_not_join_one_that_began_before_anothers_write",
+        ],
+    },
+    Mutant {
+        name: "handles of one group may differ in multi-conn",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if group.multi_conn.is_some_and(|it| it != backend.multi_conn) {",
+            replace: "if false {",
+        }],
+        caught_by: &[
+            "kinds::handles_of_one_group_agree_on_multi_conn",
+            "kinds::what_a_shared_cache_holds_is_not_left_to_handles_that_cannot_flush_it",
+        ],
+    },
+    Mutant {
+        name: "a write straight to storage leaves the caches of others alone",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if member.backend.caches_nothing || (op.fua == Fua::Native && result.is_ok()) {",
+            replace: "if member.backend.caches_nothing {
+        } else if op.fua == Fua::Native && result.is_ok() {",
+        }],
+        caught_by: &["kinds::a_write_straight_to_storage_is_seen_by_others_after_a_flush"],
+    },
+    Mutant {
+        name: "FUA straight to storage is answered before others can see it",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "(Fua::Stable, Ok(())) => self",
+            replace: "(Fua::Stable, Err(_)) => self",
+        }],
+        caught_by: &["kinds::fua_straight_to_storage_is_answered_when_others_can_see_it"],
+    },
+    Mutant {
+        name: "what caches nothing is waited for as if it had to be written out",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "            group.ranges.remove(idle.start);\n",
+            replace: "",
+        }],
+        caught_by: &["kinds::handles_that_cache_nothing_are_never_flushed"],
+    },
+    Mutant {
+        name: "a reader that cannot be invalidated opens with what is old",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "let never_fresh = backend.cannot_flush() && backend.loads_on_open;",
+            replace: "let never_fresh = false;",
+        }],
+        caught_by: &[
+            "kinds::a_reader_that_cannot_be_invalidated_is_refused_if_it_may_have_loaded_something_old",
+        ],
+    },
+    Mutant {
+        name: "multi-conn is advertised where connections are serialized",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "            _ if serialized => false,\n",
+            replace: "",
+        }],
+        caught_by: &["promises::nobody_is_told_of_multi_conn_where_connections_are_serialized"],
+    },
+    // FUA after a failed flush.
+    Mutant {
+        name: "FUA that waits for its flush trusts it after another one failed",
+        edits: &[Edit {
+            file: FUA,
+            find: "        for wait in unwritten {\n",
+            replace: "        for wait in unwritten.into_iter().take(0) {\n",
+        }],
+        caught_by: &[
+            "failures::fua_does_not_trust_a_flush_after_one_that_failed_when_the_data_was_cached",
+            "failures::over_a_shared_cache_a_failed_flush_concerns_the_fua_commands_of_all",
+        ],
+    },
+    Mutant {
+        name: "FUA that was executing when a flush failed trusts a later one",
+        edits: &[Edit {
+            file: FUA,
+            find: "&& generation <= until",
+            replace: "&& generation < until && false",
+        }],
+        caught_by: &["failures::fua_that_was_executing_when_a_flush_failed_fails_too"],
+    },
+    Mutant {
+        name: "no FUA succeeds any more after a failed flush",
+        edits: &[Edit {
+            file: FUA,
+            find: "&& generation <= until",
+            replace: "&& generation <= until.max(u64::MAX)",
+        }],
+        caught_by: &["failures::fua_that_begins_after_a_failure_may_succeed"],
+    },
+    Mutant {
+        name: "under retry, too, FUA fails with a flush that it did not need",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "if self.config.after_failure() == AfterFailure::Sticky {",
+            replace: "if true {",
+        }],
+        caught_by: &["failures::under_retry_fua_may_rely_on_a_later_flush"],
     },
 ];

@@ -1,0 +1,123 @@
+//! What a failed backend flush means for FUA commands that rely on a later one.
+
+use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Decision};
+use nbd_proto::wire::{CommandType, Errno};
+
+use crate::world::{Fault, Load, World};
+
+fn caching() -> Backend {
+    Backend::new().with_flush(true)
+}
+
+fn world(config: Config) -> World {
+    World::with_connections(config, caching(), 2)
+}
+
+fn fua(cell: u64) -> Command {
+    Command::new(CommandType::WRITE, cell, 1).with_fua(true)
+}
+
+#[test]
+fn fua_does_not_trust_a_flush_after_one_that_failed_when_the_data_was_cached() {
+    let mut world = world(Config::new());
+    world.write(0, 3, 1);
+    world.settle();
+    let flush = world.flush(0);
+    world.poll();
+    // It completes while the flush runs that will lose everything.
+    let fua = world.send_loading(0, fua(0), Load::Late);
+    let at = world.executing(fua);
+    world.finish(at, Ok(()));
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Drop));
+    world.settle();
+    assert_eq!(world.reply(flush), Some(Err(Errno::EIO)));
+    assert_eq!(world.reply(fua), Some(Err(Errno::EIO)));
+    world.check();
+}
+
+#[test]
+fn fua_that_was_executing_when_a_flush_failed_fails_too() {
+    let mut world = world(Config::new());
+    world.write(0, 3, 1);
+    world.settle();
+    world.flush(0);
+    world.poll();
+    let fua = world.send_loading(0, fua(0), Load::Late);
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Drop));
+    let at = world.executing(fua);
+    world.finish(at, Ok(()));
+    world.settle();
+    assert_eq!(world.reply(fua), Some(Err(Errno::EIO)));
+}
+
+#[test]
+fn fua_that_begins_after_a_failure_may_succeed() {
+    let mut world = world(Config::new());
+    world.write(0, 3, 1);
+    world.settle();
+    world.flush(0);
+    world.poll();
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Drop));
+    world.settle();
+    let fua = world.send_loading(0, fua(0), Load::Late);
+    world.settle();
+    assert_eq!(world.reply(fua), Some(Ok(())));
+}
+
+#[test]
+fn under_retry_fua_may_rely_on_a_later_flush() {
+    let mut world = world(Config::new().with_after_failure(AfterFailure::Retry));
+    world.write(0, 3, 1);
+    world.settle();
+    world.flush(0);
+    world.poll();
+    let fua = world.send_loading(0, fua(0), Load::Late);
+    let at = world.executing(fua);
+    world.finish(at, Ok(()));
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Keep));
+    world.settle();
+    assert_eq!(world.reply(fua), Some(Ok(())));
+    world.check();
+}
+
+#[test]
+fn over_a_shared_cache_a_failed_flush_concerns_the_fua_commands_of_all() {
+    use nbd_proto::flush::{Action, FlushCoordinator, FlushId};
+
+    let shared = caching().with_multi_conn(true);
+    let mut it: FlushCoordinator<usize, u8, u32> = FlushCoordinator::new(Config::new());
+    let open = |it: &mut FlushCoordinator<usize, u8, u32>, key| {
+        let conn = it.connect(key, &0);
+        it.opened(conn, shared).unwrap();
+        conn
+    };
+    let (a, b) = (open(&mut it, 0), open(&mut it, 1));
+    let Decision::Execute { op, tag } = it.command(a, fua(0), 1) else {
+        panic!("nothing is in its way");
+    };
+    assert!(matches!(it.complete(op, tag, Ok(())), Decision::Wait));
+    assert!(matches!(it.command(b, Command::FLUSH, 2), Decision::Wait));
+    let mut replies = Vec::new();
+    let mut flushes: Vec<FlushId> = Vec::new();
+    loop {
+        match it.poll() {
+            Some(Action::Flush { flush, .. }) => flushes.push(flush),
+            Some(Action::Reply { tag, result, .. }) => replies.push((tag, result)),
+            Some(other) => panic!("{other:?}"),
+            None if flushes.is_empty() => break,
+            None => {
+                // That of b fails first, and drops what the cache held.
+                flushes.sort_by_key(|flush| flush.conn() == b);
+                let flush = flushes.pop().unwrap();
+                let failed = flush.conn() == b;
+                it.flushed(flush, if failed { Err(Errno::EIO) } else { Ok(()) });
+            }
+        }
+    }
+    replies.sort_unstable_by_key(|&(tag, _)| tag);
+    assert_eq!(replies, [(1, Err(Errno::EIO)), (2, Err(Errno::EIO))]);
+}
