@@ -101,8 +101,9 @@
 //!    wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is lost.)
 //! 5. **A failed flush is nobody's private affair.** The round still visits everyone; every flush
 //!    that needed the failed part fails; under [`AfterFailure::Sticky`] no later one succeeds by
-//!    accident, and no FUA command does whose data the cache may have dropped. The connection whose data it was hears of it from its own next flush, even if
-//!    another one's flush met the failure first.
+//!    accident, nor does a FUA command whose data the cache may have dropped. The connection whose
+//!    data it was hears of it from its own next flush, even if another one's flush met the failure
+//!    first.
 //! 6. **Overlapping modifications through different handles keep their order**: the earlier one is
 //!    written out before the later one executes. (`b: W(x) ok`; `a: W(y) ok` at the same place; `F`
 //!    writes out a, then b; x wins.) With a [granule](Config::granule) above one byte, a handle
