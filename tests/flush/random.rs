@@ -193,13 +193,23 @@ fn level() -> impl Strategy<Value = TrackDirty> {
 }
 
 fn run(config: Config, backend: Backend, setup: (usize, bool, bool), steps: &[Step]) {
-    let (connections, self_coherent, load_on_open) = setup;
+    run_mixed(config, backend, setup, false, steps);
+}
+
+fn run_mixed(
+    config: Config,
+    backend: Backend,
+    (connections, self_coherent, load_on_open): (usize, bool, bool),
+    some_through: bool,
+    steps: &[Step],
+) {
     let backend = backend
         .with_self_coherent(self_coherent)
         .with_loads_on_open(load_on_open);
     let mut world = World::new(config, backend);
     world.self_coherent = self_coherent;
     world.load_on_open = load_on_open;
+    world.some_through = some_through;
     for _ in 0..connections {
         world.open();
     }
@@ -294,5 +304,17 @@ proptest! {
     ) {
         let config = Config::new().with_max_ranges(max_ranges).with_granule(granule);
         run(config, caching(), setup, &steps);
+    }
+
+    /// Every other handle caches nothing.
+    #[test]
+    fn the_promise_holds_beside_handles_that_cache_nothing(
+        setup in (2..5usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        granule in 1..3u32,
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let config = Config::new().with_track_dirty(level).with_granule(granule).with_max_ranges(2);
+        run_mixed(config, caching(), setup, true, &steps);
     }
 }
