@@ -2,7 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::coordinator::{Decision, FlushCoordinator, FuaWait};
+use super::command::Decision;
+use super::coordinator::{FlushCoordinator, FuaWait};
 use super::member::{List, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;

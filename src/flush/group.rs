@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
-use super::coordinator::Command;
+use super::command::Command;
 use super::member::List;
 use super::order::{Range, Ranges};
 use super::slab::Key;

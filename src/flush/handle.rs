@@ -1,8 +1,9 @@
 //! Flushes of one backend handle: who needs one, when it may start, what it proved.
 
 use super::clock::Stamp;
+use super::command::{Action, FlushId};
 use super::config::AfterFailure;
-use super::coordinator::{Action, FlushCoordinator, FlushId, Pending};
+use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
 use super::member::{List, Need, Phase, Running, Work};
 use super::slab::Key;

@@ -6,8 +6,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
+use super::command::Command;
 use super::config::Backend;
-use super::coordinator::Command;
 use super::slab::Key;
 use crate::wire::Errno;
 

@@ -142,19 +142,22 @@
 //! connections. The enums are `non_exhaustive` to leave room for them.
 
 mod clock;
+mod command;
 mod config;
 mod coordinator;
 mod fua;
 mod group;
 mod handle;
+mod leave;
 mod member;
 mod order;
 mod overlap;
 mod round;
 mod slab;
 
+pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{
     Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel,
     TrackDirty, UnknownValue,
 };
-pub use coordinator::{Action, Command, Conn, Decision, FlushCoordinator, FlushId, Op};
+pub use coordinator::FlushCoordinator;

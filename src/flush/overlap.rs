@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
-use super::coordinator::{Decision, FlushCoordinator};
+use super::command::Decision;
+use super::coordinator::FlushCoordinator;
 use super::group::OrderWait;
 use super::member::Need;
 use super::order::{Range, Segment};

@@ -3,8 +3,9 @@
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
+use super::command::Decision;
 use super::config::{AfterFailure, TrackDirty};
-use super::coordinator::{Decision, FlushCoordinator, Pending};
+use super::coordinator::{FlushCoordinator, Pending};
 use super::group::{Path, Round, Step, Waiter};
 use super::member::{List, Need, Phase};
 use super::slab::Key;

@@ -19,6 +19,7 @@ pub(crate) struct Mutant {
 const COORDINATOR: &str = "src/flush/coordinator.rs";
 const FUA: &str = "src/flush/fua.rs";
 const HANDLE: &str = "src/flush/handle.rs";
+const LEAVE: &str = "src/flush/leave.rs";
 const MEMBER: &str = "src/flush/member.rs";
 const ORDER: &str = "src/flush/order.rs";
 const OVERLAP: &str = "src/flush/overlap.rs";
@@ -429,7 +430,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a sticky failure outlives the connections that were told",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
             replace: "if !group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
         }],
@@ -448,7 +449,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a leaving connection is released without being written out",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {",
             replace: "if emulating && member.gave_up && member.backend.flush && self.is_uncovered(key) {",
         }],
@@ -483,7 +484,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a lost handle is forgotten with what it had not written out",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "if self.is_uncovered(key) && self.others_rely_on(group) {",
             replace: "if self.is_uncovered(key) && !self.others_rely_on(group) {",
         }],
@@ -494,7 +495,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a failure that nobody was told of ends with the last connection",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
             replace: "if self.config.after_failure() == AfterFailure::Sticky {",
         }],
@@ -505,7 +506,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a shared cache is thought clean when the last connection has left",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "if !group.covers_all() {",
             replace: "if true {",
         }],
@@ -591,7 +592,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "what waits on a lost connection is not answered",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "waiting.extend(ours.into_iter().map(|wait| wait.tag));",
             replace: "drop(ours);",
         }],
@@ -600,7 +601,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a lost handle is a failure though nothing is lost",
         edits: &[Edit {
-            file: COORDINATOR,
+            file: LEAVE,
             find: "if self.is_uncovered(key) && self.others_rely_on(group) {",
             replace: "if self.others_rely_on(group) {",
         }],

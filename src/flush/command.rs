@@ -1,0 +1,166 @@
+//! What goes in and out: commands, decisions about them, actions.
+
+use super::clock::Stamp;
+#[cfg(doc)]
+use super::coordinator::FlushCoordinator;
+use super::order::Range;
+use super::slab::Key;
+use crate::wire::{CommandType, Errno};
+
+/// A connection, as the coordinator knows it. Never valid again after its release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Conn(pub(super) Key);
+
+/// A client's command, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// What is to be done.
+    pub kind: CommandType,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How many bytes it is about.
+    pub length: u64,
+    /// Whether it carries `NBD_CMD_FLAG_FUA`.
+    pub fua: bool,
+}
+
+impl Command {
+    /// A command without FUA.
+    #[must_use]
+    pub const fn new(kind: CommandType, offset: u64, length: u64) -> Self {
+        Self {
+            kind,
+            offset,
+            length,
+            fua: false,
+        }
+    }
+
+    /// A client's `NBD_CMD_FLUSH`.
+    pub const FLUSH: Self = Self::new(CommandType::FLUSH, 0, 0);
+
+    /// The same with or without FUA.
+    #[must_use]
+    pub const fn with_fua(mut self, fua: bool) -> Self {
+        self.fua = fua;
+        self
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fua {
+    /// Not asked for, or without meaning for the command.
+    No,
+    /// By the backend.
+    Native,
+    /// The command is on permanent storage when it ends, with FUA or without.
+    Stable,
+    /// By a flush after the command.
+    Emulated,
+}
+
+/// A command that the backend is to execute, or is executing: give it back with
+/// [`FlushCoordinator::complete`].
+#[must_use = "a command that never completes holds up flushes for ever"]
+#[derive(Debug)]
+pub struct Op {
+    pub(super) member: Key,
+    pub(super) generation: u64,
+    pub(super) modification: bool,
+    pub(super) range: Option<Range>,
+    pub(super) fua: Fua,
+}
+
+impl Op {
+    /// The connection on whose handle it is executed.
+    #[must_use]
+    pub const fn conn(&self) -> Conn {
+        Conn(self.member)
+    }
+
+    /// Whether the backend has to execute it with FUA.
+    #[must_use]
+    pub const fn fua(&self) -> bool {
+        matches!(self.fua, Fua::Native)
+    }
+}
+
+/// A backend flush that was asked for: give it back with [`FlushCoordinator::flushed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlushId {
+    pub(super) member: Key,
+    pub(super) start: Stamp,
+}
+
+impl FlushId {
+    /// The connection whose handle is flushed.
+    #[must_use]
+    pub const fn conn(&self) -> Conn {
+        Conn(self.member)
+    }
+}
+
+/// What becomes of a command now.
+#[must_use]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Decision<T> {
+    /// Execute it on the handle of its connection now.
+    Execute {
+        /// What to give back when it has been executed.
+        op: Op,
+        /// The caller's tag.
+        tag: T,
+    },
+    /// Answer the client now.
+    Reply {
+        /// The caller's tag.
+        tag: T,
+        /// The answer.
+        result: Result<(), Errno>,
+    },
+    /// Nothing now: an [`Action`] with the tag will come from [`FlushCoordinator::poll`].
+    Wait,
+    /// The connection is not open: it was never opened, is leaving, or is gone.
+    Closed {
+        /// The caller's tag.
+        tag: T,
+    },
+}
+
+/// Something to be done by the caller.
+#[must_use]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Action<C, T> {
+    /// Execute a command that had to wait.
+    Execute {
+        /// The caller's key of the connection.
+        key: C,
+        /// What to give back when it has been executed.
+        op: Op,
+        /// The caller's tag.
+        tag: T,
+    },
+    /// Flush a backend handle.
+    Flush {
+        /// The caller's key of the connection.
+        key: C,
+        /// What to give back when it is done.
+        flush: FlushId,
+    },
+    /// Answer a command that had to wait.
+    Reply {
+        /// The caller's key of the connection.
+        key: C,
+        /// The caller's tag.
+        tag: T,
+        /// The answer.
+        result: Result<(), Errno>,
+    },
+    /// Close the backend handle: the connection is forgotten.
+    Release {
+        /// The caller's key of the connection.
+        key: C,
+    },
+}

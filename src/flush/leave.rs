@@ -1,0 +1,192 @@
+//! Connections that leave: what is written out before, who is answered, what is forgotten.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::command::{Action, Conn};
+use super::config::AfterFailure;
+use super::coordinator::{FlushCoordinator, Pending};
+use super::group::{OrderWait, Path};
+use super::member::{List, Need, Phase};
+use super::slab::Key;
+use crate::wire::Errno;
+
+impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
+    /// The client of a connection is gone, or is going: no more commands will come. Those that
+    /// came are still carried out and answered; when all is done, and what the handle holds is
+    /// written out where others rely on it, [`Action::Release`] says that it can be closed.
+    ///
+    /// A connection that is still being opened is forgotten at once, without such an action.
+    pub fn disconnect(&mut self, conn: Conn) {
+        let Some(member) = self.members.get_mut(conn.0) else {
+            return;
+        };
+        match member.phase {
+            Phase::Opening => self.remove(conn.0),
+            Phase::Serving | Phase::Leaving => {
+                member.phase = Phase::Leaving;
+                self.try_release(conn.0);
+            }
+        }
+    }
+
+    /// A backend handle is gone, with all that it had not written out; nothing that it was asked
+    /// to do happens any more. If others rely on what is lost, the group's next flushes fail.
+    ///
+    /// What waits on this connection is answered with [`Errno::EIO`], then [`Action::Release`]
+    /// follows; commands that are executing are the caller's to answer.
+    pub fn lost(&mut self, conn: Conn) {
+        let key = conn.0;
+        let Some(member) = self.members.get_mut(key) else {
+            return;
+        };
+        if member.phase == Phase::Opening {
+            return self.remove(key);
+        }
+        member.phase = Phase::Leaving;
+        let group = member.group;
+        let release = Action::Release {
+            key: member.key.clone(),
+        };
+        let mut result = Ok(());
+        if self.is_uncovered(key) && self.others_rely_on(group) {
+            self.data_lost(group, Errno::EIO);
+            result = Err(Errno::EIO);
+        }
+        let needs = self.abandon(key);
+        self.actions.push_back(Pending::Now(release));
+        self.remove(key);
+        for need in needs {
+            self.serve(need, key, result);
+        }
+        self.recheck_order(group);
+    }
+
+    /// Answers everything that waits on a lost connection, and returns who waits for its handle.
+    fn abandon(&mut self, key: Key) -> Vec<Need> {
+        let Some(member) = self.members.get_mut(key) else {
+            return Vec::new();
+        };
+        let group = member.group;
+        let mut waiting: Vec<T> = member
+            .take_held()
+            .into_iter()
+            .map(|held| held.tag)
+            .collect();
+        let needs = member.work_mut().take_needs();
+        if let Some(group) = self.groups.get_mut(group) {
+            let ordered = core::mem::take(&mut group.order_waiting);
+            let (ours, others) = ordered.into_iter().partition(|wait| wait.member == key);
+            group.order_waiting = others;
+            let ours: VecDeque<OrderWait<T>> = ours;
+            waiting.extend(ours.into_iter().map(|wait| wait.tag));
+            let joined = group.round.as_mut().map(|round| &mut round.waiters);
+            for waiters in joined.into_iter().chain([&mut group.waiting]) {
+                let ours = waiters.extract_if(.., |wait| wait.member == key);
+                waiting.extend(ours.map(|wait| wait.tag));
+            }
+        }
+        let fuas = self.fuas.iter().filter(|(_, wait)| wait.member == key);
+        for wait in fuas.map(|(wait, _)| wait).collect::<Vec<_>>() {
+            waiting.extend(self.fuas.remove(wait).map(|wait| wait.tag));
+        }
+        let own = self.own.iter().filter(|(_, wait)| wait.member == key);
+        for wait in own.map(|(wait, _)| wait).collect::<Vec<_>>() {
+            waiting.extend(self.own.remove(wait).map(|wait| wait.tag));
+        }
+        // Commands that were to be executed, but have not been taken, never will be.
+        let actions = core::mem::take(&mut self.actions);
+        for action in actions {
+            match action {
+                Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
+                    waiting.push(tag);
+                }
+                Pending::FailedFlush(member, tag, _) if member == key => waiting.push(tag),
+                Pending::Flush(handle) if handle == key => {}
+                action => self.actions.push_back(action),
+            }
+        }
+        for tag in waiting {
+            self.reply(key, tag, Err(Errno::EIO));
+        }
+        needs
+    }
+
+    /// Releases a leaving connection if nothing holds it any more.
+    pub(super) fn try_release(&mut self, key: Key) {
+        let Some(member) = self.members.get(key) else {
+            return;
+        };
+        if member.phase != Phase::Leaving || !member.is_quiet() {
+            return;
+        }
+        let emulating = self
+            .groups
+            .get(member.group)
+            .is_some_and(|group| self.path(group) == Path::Emulate);
+        if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {
+            self.write_out(key, Need::Leave);
+            return;
+        }
+        let action = Action::Release {
+            key: member.key.clone(),
+        };
+        self.actions.push_back(Pending::Now(action));
+        let group = member.group;
+        self.remove(key);
+        self.recheck_order(group);
+    }
+
+    /// Forgets a connection.
+    pub(super) fn remove(&mut self, key: Key) {
+        let Some(group_key) = self.members.get(key).map(|member| member.group) else {
+            return;
+        };
+        for list in [List::Members, List::Dirty, List::Loaded] {
+            self.list(key, list, false);
+        }
+        let Some(member) = self.members.remove(key) else {
+            return;
+        };
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        group.order_waiting.retain(|wait| wait.member != key);
+        if member.phase != Phase::Opening {
+            group.open -= 1;
+            group.writable -= u32::from(!member.backend.read_only);
+            group.cannot_flush -= u32::from(member.backend.cannot_flush());
+        }
+        if group.open == 0 {
+            if !group.covers_all() {
+                // What handles of their own cached is written out, or reported as lost. A shared
+                // cache, in contrast, still has to be flushed by whoever comes next.
+                group.covered_all = group.last_mod;
+            }
+            if group.last_mod <= group.covered_all {
+                group.multi_conn = None;
+            }
+        }
+        if group.list(List::Members).is_empty() {
+            self.group_emptied(group_key);
+        }
+    }
+
+    /// The last member is gone.
+    fn group_emptied(&mut self, group_key: Key) {
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        group.ranges.clear();
+        if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {
+            group.failed = None;
+            group.failed_reported = false;
+        }
+        if group.is_forgettable()
+            && let Some(export) = group.export.clone()
+        {
+            self.by_export.remove(&export);
+            self.groups.remove(group_key);
+        }
+    }
+}
