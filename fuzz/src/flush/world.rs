@@ -629,6 +629,10 @@ impl World {
             connection.covered = connection.covered.max(modified);
         } else {
             result = Err(Errno::EIO);
+            if connection.stage == Stage::Leaving {
+                // It was its last chance: the next flush of the group tells of the loss.
+                self.promises = false;
+            }
             self.fail();
         }
         self.ended.push(flush);
