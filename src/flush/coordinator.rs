@@ -8,6 +8,7 @@ use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, Over
 use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::order::Range;
+use super::overlap::Turn;
 use super::slab::{Key, Slab};
 use crate::wire::{CommandType, Errno};
 
@@ -241,33 +242,23 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         let mut range = None;
         if command.kind.is_modification() && self.config.overlap() == Overlap::OrderWrites {
-            range = Range::of(command.offset, command.length, self.config.granule());
-            if let Some(wanted) = range {
-                let group = member.group;
-                if self
-                    .groups
-                    .get(group)
-                    .is_none_or(|group| self.path(group) != Path::Emulate)
-                {
-                    range = None;
-                } else if let Some(until) = self.must_wait_in_order(group, key, wanted, ahead) {
+            range = match self.turn(key, command, ahead) {
+                Turn::Now(range) => range,
+                Turn::Later { range, until } => {
                     let wait = OrderWait {
                         member: key,
-                        range: wanted,
+                        range,
                         until,
                         command,
                         tag,
                     };
-                    return self.wait_in_order(group, wait);
-                } else if self.config.granule() > 1 && self.is_stale(key) {
-                    // The write would be merged into a granule that another handle has written
-                    // since: load it anew.
+                    return self.wait_in_order(wait);
+                }
+                Turn::LoadAnew => {
                     self.close_gate(key);
                     return self.hold(key, command, tag);
-                } else {
-                    self.take_range(group, key, wanted);
                 }
-            }
+            };
         }
         match self.start(key, command, range) {
             Some(op) => Decision::Execute { op, tag },

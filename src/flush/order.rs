@@ -88,22 +88,18 @@ impl Ranges {
             .fold(range, |extent, (at, _)| extent.union(at))
     }
 
-    /// Whether all of `range` is in one range of `owner`; then nobody else has a part of it.
-    pub(super) fn is_within(&self, owner: Key, range: Range) -> bool {
-        self.segments
-            .range(..=range.start)
-            .next_back()
-            .is_some_and(|(_, segment)| segment.owner == owner && segment.end >= range.end)
+    /// A modification of `range` begins, if all of it is in one range of `owner`; then nobody else
+    /// has a part of it.
+    pub(super) fn begin_within(&mut self, owner: Key, range: Range) -> bool {
+        let before = self.segments.range_mut(..=range.start).next_back();
+        let within = before.filter(|(_, it)| it.owner == owner && it.end >= range.end);
+        within.map(|(_, it)| it.in_flight += 1).is_some()
     }
 
     /// A modification of `range` begins. No other owner's segment overlaps it. Returns by how
     /// many the owner's ranges became more (-n to 1).
     pub(super) fn begin(&mut self, owner: Key, range: Range) -> i32 {
-        if let Some((_, within)) = self.segments.range_mut(..=range.start).next_back()
-            && within.owner == owner
-            && within.end >= range.end
-        {
-            within.in_flight += 1;
+        if self.begin_within(owner, range) {
             return 0;
         }
         let mut merged = Segment {

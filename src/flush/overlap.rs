@@ -3,13 +3,24 @@
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
-use super::command::Decision;
+use super::command::{Command, Decision};
 use super::coordinator::FlushCoordinator;
-use super::group::OrderWait;
+use super::group::{OrderWait, Path};
 use super::member::Need;
 use super::order::{Range, Segment};
 use super::slab::{Key, Slab};
 use crate::wire::Errno;
+
+/// When a modification may be executed.
+pub(super) enum Turn {
+    /// Now; its range is remembered, if that matters.
+    Now(Option<Range>),
+    /// Not before something has ended in `until`.
+    Later { range: Range, until: Range },
+    /// When its handle has dropped what it has cached: the modification would be merged into a
+    /// granule that another handle has written since.
+    LoadAnew,
+}
 
 /// Whether modifications in the segment are in flight or uncovered.
 fn is_live<C, T>(members: &Slab<super::member::Member<C, T>>, segment: &Segment) -> bool {
@@ -19,10 +30,41 @@ fn is_live<C, T>(members: &Slab<super::member::Member<C, T>>, segment: &Segment)
 }
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
+    /// Decides when a modification through the handle `key` may be executed, which has the first
+    /// `queued` of those that wait already before it.
+    pub(super) fn turn(&mut self, key: Key, command: Command, queued: usize) -> Turn {
+        let granule = self.config.granule();
+        let range = Range::of(command.offset, command.length, granule);
+        let group_key = self.members.get(key).map(|member| member.group);
+        let (Some(range), Some(group_key)) = (range, group_key) else {
+            return Turn::Now(None);
+        };
+        let stale = granule > 1 && self.is_stale(key);
+        let path = self.groups.get(group_key).map(|group| self.path(group));
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return Turn::Now(None);
+        };
+        if path != Some(Path::Emulate) {
+            return Turn::Now(None);
+        }
+        // The common case: what was modified is modified again.
+        if !stale && group.order_waiting.is_empty() && group.ranges.begin_within(key, range) {
+            return Turn::Now(Some(range));
+        }
+        if let Some(until) = self.must_wait_in_order(group_key, key, range, queued) {
+            return Turn::Later { range, until };
+        }
+        if stale {
+            return Turn::LoadAnew;
+        }
+        self.take_range(group_key, key, range);
+        Turn::Now(Some(range))
+    }
+
     /// Whether a modification of `range` through the handle `key` has to wait: for another
     /// handle's overlapping one, or behind the first `queued` of those that wait already, lest
     /// they wait for ever. Returns the range in which something has to end first.
-    pub(super) fn must_wait_in_order(
+    fn must_wait_in_order(
         &self,
         group: Key,
         key: Key,
@@ -30,9 +72,6 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         queued: usize,
     ) -> Option<Range> {
         let group = self.groups.get(group)?;
-        if group.order_waiting.is_empty() && group.ranges.is_within(key, range) {
-            return None;
-        }
         let members = &self.members;
         let in_the_way = |segment: &Segment| segment.owner != key && is_live(members, segment);
         if group.ranges.over(range).any(|(_, it)| in_the_way(it)) {
@@ -62,14 +101,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Remembers a modification that begins.
-    pub(super) fn take_range(&mut self, group: Key, key: Key, range: Range) {
+    fn take_range(&mut self, group: Key, key: Key, range: Range) {
         let max = self.config.max_ranges();
-        if let Some(group) = self.groups.get_mut(group)
-            && group.ranges.is_within(key, range)
-        {
-            group.ranges.begin(key, range);
-            return;
-        }
         if self
             .members
             .get(key)
@@ -125,11 +158,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A modification waits for its turn.
-    pub(super) fn wait_in_order(&mut self, group_key: Key, wait: OrderWait<T>) -> Decision<T> {
+    pub(super) fn wait_in_order(&mut self, wait: OrderWait<T>) -> Decision<T> {
         let (key, range) = (wait.member, wait.range);
-        let (Some(group), Some(member)) =
-            (self.groups.get_mut(group_key), self.members.get_mut(key))
-        else {
+        let Some(member) = self.members.get_mut(key) else {
+            return Decision::Closed { tag: wait.tag };
+        };
+        let group_key = member.group;
+        let Some(group) = self.groups.get_mut(group_key) else {
             return Decision::Closed { tag: wait.tag };
         };
         member.pending += 1;

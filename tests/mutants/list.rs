@@ -678,9 +678,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a write goes into an old copy of its granule",
         edits: &[Edit {
-            file: COORDINATOR,
-            find: "} else if self.config.granule() > 1 && self.is_stale(key) {",
-            replace: "} else if self.config.granule() == 0 && self.is_stale(key) {",
+            file: OVERLAP,
+            find: "let stale = granule > 1 && self.is_stale(key);",
+            replace: "let stale = false;",
         }],
         caught_by: &[
             "hazards::o3_a_granule_that_another_has_written_out_is_loaded_anew_before_it_is_written",
