@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nbd_proto::error::Refusal;
 use nbd_proto::flush::{Advertised, Command, Conn, Decision, Op};
@@ -20,15 +21,15 @@ use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
 use nbd_proto::wire::{CommandType, Errno, Name, Request, TransmissionFlags};
 use parking_lot::Mutex;
 
-use crate::backend::{Handle, Pace};
-use crate::budget::Budget;
-use crate::crew::Crew;
-use crate::execute::{Task, execute, hole_reply};
-use crate::log::warn;
-use crate::payload::Payload;
-use crate::replies::Replies;
-use crate::server::{Server, carry_out};
-use crate::stream::Stream;
+use super::backend::{Handle, Pace};
+use super::budget::Budget;
+use super::crew::Crew;
+use super::execute::{Task, execute, hole_reply};
+use super::log::warn;
+use super::payload::Payload;
+use super::replies::Replies;
+use super::server::{Server, carry_out};
+use super::stream::{Stream, Until};
 
 /// Bytes taken from the socket at once. Payload beyond it is read straight to where it is needed.
 const INPUT: usize = 64 << 10;
@@ -39,6 +40,9 @@ const SIP: usize = 4 << 10;
 /// A batch is answered when its replies have this many bytes, and not only when the input is used
 /// up.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// How long a handshake may take, altogether. It is some messages back and forth, between programs.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Payload buffers that are kept for use again. More requests than this are seldom read at once.
 const SPARE: usize = 16;
@@ -63,7 +67,7 @@ impl Connection {
     pub(crate) fn new(id: u64, server: Arc<Server>, stream: Stream) -> Arc<Self> {
         Arc::new(Self {
             id,
-            crew: Crew::new(server.threads),
+            crew: Crew::new(server.threads, &server.pools),
             server,
             stream,
             budget: Budget::default(),
@@ -131,7 +135,7 @@ impl Connection {
     }
 
     fn shake_hands(self: &Arc<Self>) -> io::Result<Option<Session>> {
-        let mut stream = &self.stream;
+        let mut stream = Until::new(&self.stream, Instant::now() + HANDSHAKE);
         let session = server_handshake(&mut stream, ServerConfig::new(), |ask| match ask {
             Ask::List(ask) => {
                 let described = |name| (name, const { &Name::EMPTY });
@@ -258,29 +262,42 @@ impl Connection {
         }
     }
 
-    /// Sends bytes to the client. If it does not take them, it is gone: what remains to be sent
-    /// to it is dropped.
-    pub(crate) fn send(&self, parts: &[&[u8]]) {
-        let _writing = self.writing.lock();
-        let mut stream = &self.stream;
-        for part in parts {
-            if self.broken.load(Ordering::Relaxed) {
-                return;
-            }
-            if let Err(error) = stream.write_all(part) {
-                self.broken.store(true, Ordering::Relaxed);
-                self.server
-                    .log
-                    .line(|| format!("connection {}: cannot reply: {error}", self.id));
-                // The thread that reads need not wait for more.
-                self.stream.shutdown(Shutdown::Both);
-            }
+    /// Sends bytes to the client. If it does not take them, or not within `patience` if there is
+    /// no time for more, it is gone: what remains to be sent to it is dropped.
+    pub(crate) fn send(&self, parts: &[&[u8]], patience: Option<Duration>) {
+        if let Err(error) = self.try_send(parts, patience) {
+            self.broken.store(true, Ordering::Relaxed);
+            self.server
+                .log
+                .line(|| format!("connection {}: cannot reply: {error}", self.id));
+            // The thread that reads need not wait for more, nor others for their turn to write.
+            self.stream.shutdown(Shutdown::Both);
         }
+    }
+
+    fn try_send(&self, parts: &[&[u8]], patience: Option<Duration>) -> io::Result<()> {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let _writing = match deadline {
+            None => self.writing.lock(),
+            Some(deadline) => self
+                .writing
+                .try_lock_until(deadline)
+                .ok_or(io::ErrorKind::TimedOut)?,
+        };
+        if self.broken.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        parts.iter().try_for_each(|part| match deadline {
+            None => (&self.stream).write_all(part),
+            Some(deadline) => Until::new(&self.stream, deadline).write_all(part),
+        })
     }
 
     /// The last act of a connection: all is done and answered.
     pub(crate) fn close(&self) {
-        if let Some(handle) = self.handle.lock().take() {
+        // The lock is not held while the handle is flushed.
+        let handle = self.handle.lock().take();
+        if let Some(handle) = handle {
             self.server.close_handle(&*handle);
         }
         self.stream.shutdown(Shutdown::Both);
@@ -450,7 +467,7 @@ impl<'c> Batch<'c> {
         }
         if !self.replies.is_empty() {
             let connection = self.connection;
-            self.replies.send(|bytes| connection.send(&[bytes]));
+            self.replies.send(|bytes| connection.send(&[bytes], None));
         }
         if self.connection.broken.load(Ordering::Relaxed) {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe));

@@ -5,8 +5,8 @@ use std::io;
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
 
-use crate::backend::{Content, Handle, Zeroing};
-use crate::payload::Payload;
+use super::backend::{Content, Handle, Zeroing};
+use super::payload::Payload;
 
 /// A request that was checked, with its payload.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::io;
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{Errno, Request};
 
-use crate::execute::to_errno;
+use super::execute::to_errno;
 
 /// What the buffer may keep when it is empty; a single large read grows it for a moment.
 const KEEP: usize = 4 << 20;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::RngCore;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use crate::backend::cached::CachedHandle;
-use crate::backend::{Backend, CachedBackend, Content, Extent, FileBackend, Handle, Zeroing};
+use super::super::cached::CachedHandle;
+use super::super::{Backend, CachedBackend, Content, Extent, FileBackend, Handle, Zeroing};
 
 use super::{Probe, ProbeBackend, assert_ranges_are_checked, memory, read};
 
