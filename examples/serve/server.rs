@@ -14,6 +14,7 @@ use nbd_proto::wire::Name;
 use parking_lot::{Condvar, Mutex};
 
 use super::backend::{Backend, Capabilities, Handle, Pace};
+use super::budget::Memory;
 use super::connection::Connection;
 use super::crew::Pools;
 use super::execute::{Task, to_errno};
@@ -25,6 +26,7 @@ pub(crate) type Coordinator = FlushCoordinator<Arc<Connection>, (), Task>;
 /// How long clients have, when the server stops, to take the replies that are due.
 const GRACE: Duration = Duration::from_secs(10);
 
+static STALLED: Seldom = Seldom::new();
 static TOO_MANY: Seldom = Seldom::new();
 static FLUSH_FAILED: Seldom = Seldom::new();
 
@@ -51,6 +53,8 @@ pub(crate) struct Server {
     pub(crate) exports: Vec<Name>,
     pub(crate) threads: u16,
     pub(crate) pools: Pools,
+    /// For the requests of all connections.
+    pub(crate) memory: Arc<Memory>,
     pub(crate) log: Log,
     /// Why what was written may be lost: the first flush that failed.
     failed: Mutex<Option<io::Error>>,
@@ -80,6 +84,7 @@ impl Server {
             exports: settings.exports,
             threads: settings.threads,
             pools: Pools::start().context("cannot start the threads that are needed")?,
+            memory: Arc::default(),
             log: settings.log,
             failed: Mutex::new(None),
             most_connections: settings.most_connections,
@@ -123,6 +128,20 @@ impl Server {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Others have waited so long for memory: who holds some of it, and has kept the server
+    /// waiting for as long, loses its connection. Without this, a few clients that take no replies
+    /// could stop the service for all.
+    pub(crate) fn end_stalled(&self, time: Duration) {
+        let connections = self.connections.lock();
+        for connection in connections.values().filter(|other| other.is_stalled(time)) {
+            STALLED.warn(format_args!(
+                "connection {} is ended: others need the memory that it holds",
+                connection.id
+            ));
+            connection.stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// A connection has been closed.
