@@ -46,6 +46,10 @@ use signals::Signals;
 /// The most that the cache of one connection holds, in bytes.
 const CACHE: usize = 64 << 20;
 
+/// What the caches of all connections share, in bytes. Those that were filled before there were as
+/// many may be above their share while they are not used.
+const CACHES: usize = 512 << 20;
+
 fn main() -> ExitCode {
     let options = Options::parse();
     if let Err(error) = log::start() {
@@ -106,7 +110,7 @@ fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
         }
     };
     if options.flush.cache {
-        storage = Arc::new(CachedBackend::new(storage, CACHE));
+        storage = Arc::new(CachedBackend::within(storage, CACHE, CACHES));
     }
     let delays = Delays {
         read: options.delays.delay_read,

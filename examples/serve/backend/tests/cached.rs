@@ -315,6 +315,34 @@ fn the_limit_is_respected_whatever_is_done() {
 }
 
 #[test]
+fn many_handles_share_what_there_is_for_all() {
+    const ALL: usize = 8 * SMALL;
+    let lower = memory(SIZE);
+    let cached = CachedBackend::within(lower, 4 * SMALL, ALL);
+    let fill = |handle: &CachedHandle| {
+        for block in 0..100 {
+            handle
+                .write(block * 10_000, &[1; 10_000], false)
+                .expect("write");
+        }
+    };
+    let first = cached.open_cached().expect("open");
+    fill(&first);
+    assert!(first.held() > 2 * SMALL, "alone it has more than a share");
+    assert!(first.held() <= 4 * SMALL);
+    let others: Vec<_> = (0..7)
+        .map(|_| cached.open_cached().expect("open"))
+        .collect();
+    for handle in others.iter().chain([&first]) {
+        fill(handle);
+        assert!(handle.held() <= ALL / 8);
+    }
+    drop(others);
+    fill(&first);
+    assert!(first.held() > 2 * SMALL, "those that left have no share");
+}
+
+#[test]
 fn many_small_zeroes_are_limited_like_data() {
     let (probe, handle) = over_probe(SMALL);
     for round in 0..4000 {
