@@ -75,12 +75,14 @@ impl Limits {
 }
 
 impl CachedBackend {
-    /// At most `limit` bytes are held per handle, bookkeeping included; at least 64 KiB.
+    /// Each handle holds `limit` bytes for itself.
+    #[cfg(test)]
     pub(crate) fn new(lower: Arc<dyn Backend>, limit: usize) -> Self {
         Self::within(lower, limit, usize::MAX)
     }
 
-    /// The same, and new handles hold no more than their share of `all`.
+    /// At most `limit` bytes are held per handle, bookkeeping included, and no more than its share
+    /// of `all`; at least 64 KiB.
     pub(crate) fn within(lower: Arc<dyn Backend>, limit: usize, all: usize) -> Self {
         Self {
             lower,
