@@ -46,7 +46,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How long memory may be short before it is taken from clients for which the server has been
 /// waiting for as long: to take a reply, or to send what they have announced.
-const SHORTAGE: Duration = Duration::from_secs(10);
+const SHORTAGE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Connection {
     pub(crate) id: u64,

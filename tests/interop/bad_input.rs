@@ -327,8 +327,8 @@ fn many_clients_that_take_no_replies_cannot_fill_the_memory_together() {
         return;
     }
     let mut serve = Witnessed::new(Storage::Memory);
-    // Replies of 8 GiB that are not made before they are taken.
-    let mut greedy: Vec<_> = (0..64).map(|_| serve.server.connect()).collect();
+    // Replies of 3 GiB that must not be made before they are taken.
+    let mut greedy: Vec<_> = (0..24).map(|_| serve.server.connect()).collect();
     for client in &mut greedy {
         for _ in 0..4 {
             client.send(READ, 0, 0, 32 << 20);
