@@ -190,7 +190,10 @@ impl Job {
             Self::Reply { task, result, data } => {
                 let patience = (company == Company::Alone).then_some(HURRY);
                 write_reply(connection, &task.request, result, &data, patience);
-                connection.budget.give_back(task.held);
+                let held = task.held;
+                // Others may have the memory only when it is free.
+                drop((task, data));
+                connection.budget.give_back(held);
             }
             // What is left to do waits for the storage, and not for the client.
             Self::Leave => {
@@ -229,7 +232,11 @@ fn run_command(connection: &Arc<Connection>, op: Op, task: Task) {
         Decision::Reply { tag: task, result } => {
             connection.crew.reply_with(connection, task, result, data);
         }
-        Decision::Closed { tag: task } => connection.budget.give_back(task.held),
+        Decision::Closed { tag: task } => {
+            let held = task.held;
+            drop((task, data));
+            connection.budget.give_back(held);
+        }
         _ => {}
     }
     carry_out(&mut coordinator);

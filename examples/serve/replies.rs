@@ -127,6 +127,11 @@ impl Replies {
             }
             Ok(false) => {
                 self.len = start;
+                // The data goes elsewhere, and the memory with it.
+                if self.buffer.len() > KEEP {
+                    self.buffer.truncate(self.len.max(KEEP));
+                    self.buffer.shrink_to_fit();
+                }
                 None
             }
             Err(error) => {
@@ -188,6 +193,18 @@ mod tests {
         replies.ok(&encoder, &Request::flush(Cookie(1)));
         let expected = [b"before", &encoder.ok(&Request::flush(Cookie(1)))[..]].concat();
         assert_eq!(sent(&mut replies), expected);
+    }
+
+    #[test]
+    fn a_large_read_that_would_wait_leaves_no_memory_taken() {
+        let session = Session::new(Name::default(), u64::MAX, TransmissionFlags::HAS_FLAGS);
+        let encoder = ReplyEncoder::new(&session);
+        let mut replies = Replies::new();
+        replies.push(b"before");
+        let large = Request::read(Cookie(1), 0, 32 << 20);
+        assert!(replies.try_read(&encoder, &large, |_| Ok(false)).is_none());
+        assert!(replies.buffer.capacity() <= KEEP);
+        assert_eq!(sent(&mut replies), b"before");
     }
 
     #[test]
