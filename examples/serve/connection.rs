@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nbd_proto::error::Refusal;
 use nbd_proto::flush::{Advertised, Command, Conn, Decision, Op};
@@ -20,15 +21,15 @@ use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
 use nbd_proto::wire::{CommandType, Errno, Name, Request, TransmissionFlags};
 use parking_lot::Mutex;
 
-use crate::backend::{Handle, Pace};
-use crate::budget::Budget;
-use crate::crew::Crew;
-use crate::execute::{Task, execute, hole_reply};
-use crate::log::warn;
-use crate::payload::Payload;
-use crate::replies::Replies;
-use crate::server::{Server, carry_out};
-use crate::stream::Stream;
+use super::backend::{Handle, Pace};
+use super::budget::{Budget, Held};
+use super::crew::Crew;
+use super::execute::{Task, bytes_to_hold, execute, hole_reply};
+use super::log::warn;
+use super::payload::{Payload, Spare};
+use super::replies::Replies;
+use super::server::{Server, carry_out};
+use super::stream::{Stream, Until};
 
 /// Bytes taken from the socket at once. Payload beyond it is read straight to where it is needed.
 const INPUT: usize = 64 << 10;
@@ -38,10 +39,14 @@ const SIP: usize = 4 << 10;
 
 /// A batch is answered when its replies have this many bytes, and not only when the input is used
 /// up.
-const BATCH_BYTES: usize = 256 << 10;
+const BATCH_BYTES: u64 = 256 << 10;
 
-/// Payload buffers that are kept for use again. More requests than this are seldom read at once.
-const SPARE: usize = 16;
+/// How long a handshake may take, altogether. It is some messages back and forth, between programs.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long memory may be short before it is taken from clients for which the server has been
+/// waiting for as long: to take a reply, or to send what they have announced.
+const SHORTAGE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Connection {
     pub(crate) id: u64,
@@ -56,6 +61,8 @@ pub(crate) struct Connection {
     encoder: OnceLock<ReplyEncoder>,
     /// Only one thread writes replies at a time.
     writing: Mutex<()>,
+    sending: Since,
+    receiving: Since,
     broken: AtomicBool,
 }
 
@@ -63,10 +70,12 @@ impl Connection {
     pub(crate) fn new(id: u64, server: Arc<Server>, stream: Stream) -> Arc<Self> {
         Arc::new(Self {
             id,
-            crew: Crew::new(server.threads),
+            crew: Crew::new(server.threads, &server.pools),
+            budget: Budget::new(&server.memory),
             server,
             stream,
-            budget: Budget::default(),
+            sending: Since::default(),
+            receiving: Since::default(),
             conn: OnceLock::new(),
             advertised: OnceLock::new(),
             handle: Mutex::new(None),
@@ -131,7 +140,7 @@ impl Connection {
     }
 
     fn shake_hands(self: &Arc<Self>) -> io::Result<Option<Session>> {
-        let mut stream = &self.stream;
+        let mut stream = Until::new(&self.stream, Instant::now() + HANDSHAKE);
         let session = server_handshake(&mut stream, ServerConfig::new(), |ask| match ask {
             Ask::List(ask) => {
                 let described = |name| (name, const { &Name::EMPTY });
@@ -253,38 +262,95 @@ impl Connection {
                 batch.refuse(&request, why.errno(), &why.to_string());
                 continue;
             }
-            let payload = input.payload(&mut decoder, &self.stream, &mut batch)?;
-            batch.add(request, payload)?;
+            if request.length == 0 && request.kind != CommandType::FLUSH {
+                // Nothing is done to nothing; the answer is success.
+                batch.replies.ok(&encoder, &request);
+                continue;
+            }
+            // Before anything is held.
+            let held = batch.hold(&request)?;
+            let payload = input
+                .payload(&mut decoder, self, &mut batch)
+                .inspect_err(|_| self.budget.give_back(held))?;
+            batch.add(Task {
+                request,
+                payload,
+                held,
+            })?;
         }
     }
 
-    /// Sends bytes to the client. If it does not take them, it is gone: what remains to be sent
-    /// to it is dropped.
-    pub(crate) fn send(&self, parts: &[&[u8]]) {
-        let _writing = self.writing.lock();
-        let mut stream = &self.stream;
-        for part in parts {
-            if self.broken.load(Ordering::Relaxed) {
-                return;
-            }
-            if let Err(error) = stream.write_all(part) {
-                self.broken.store(true, Ordering::Relaxed);
-                self.server
-                    .log
-                    .line(|| format!("connection {}: cannot reply: {error}", self.id));
-                // The thread that reads need not wait for more.
-                self.stream.shutdown(Shutdown::Both);
-            }
+    /// Sends bytes to the client. If it does not take them, or not within `patience` if there is
+    /// no time for more, it is gone: what remains to be sent to it is dropped.
+    pub(crate) fn send(&self, parts: &[&[u8]], patience: Option<Duration>) {
+        if let Err(error) = self.try_send(parts, patience) {
+            self.broken.store(true, Ordering::Relaxed);
+            self.server
+                .log
+                .line(|| format!("connection {}: cannot reply: {error}", self.id));
+            // The thread that reads need not wait for more, nor others for their turn to write.
+            self.stream.shutdown(Shutdown::Both);
         }
+    }
+
+    fn try_send(&self, parts: &[&[u8]], patience: Option<Duration>) -> io::Result<()> {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let _writing = match deadline {
+            None => self.writing.lock(),
+            Some(deadline) => self
+                .writing
+                .try_lock_until(deadline)
+                .ok_or(io::ErrorKind::TimedOut)?,
+        };
+        if self.broken.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let _since = self.sending.now();
+        parts.iter().try_for_each(|part| match deadline {
+            None => (&self.stream).write_all(part),
+            Some(deadline) => Until::new(&self.stream, deadline).write_all(part),
+        })
+    }
+
+    /// Whether it holds memory that others may need, and the server has waited so long for its
+    /// client.
+    pub(crate) fn is_stalled(&self, time: Duration) -> bool {
+        self.budget.holds_shared()
+            && (self.sending.is_before(time) || self.receiving.is_before(time))
     }
 
     /// The last act of a connection: all is done and answered.
     pub(crate) fn close(&self) {
-        if let Some(handle) = self.handle.lock().take() {
+        // The lock is not held while the handle is flushed.
+        let handle = self.handle.lock().take();
+        if let Some(handle) = handle {
             self.server.close_handle(&*handle);
         }
         self.stream.shutdown(Shutdown::Both);
         self.server.gone(self.id);
+    }
+}
+
+/// Since when something lasts.
+#[derive(Debug, Default)]
+struct Since(Mutex<Option<Instant>>);
+
+impl Since {
+    /// It lasts from now on until the result is dropped.
+    fn now(&self) -> impl Drop {
+        struct Lasts<'s>(&'s Since);
+        impl Drop for Lasts<'_> {
+            fn drop(&mut self) {
+                *self.0.0.lock() = None;
+            }
+        }
+        *self.0.lock() = Some(Instant::now());
+        Lasts(self)
+    }
+
+    /// Whether it has lasted for so long.
+    fn is_before(&self, time: Duration) -> bool {
+        self.0.lock().is_some_and(|since| since.elapsed() >= time)
     }
 }
 
@@ -339,10 +405,10 @@ impl Input {
     fn payload(
         &mut self,
         decoder: &mut RequestDecoder,
-        stream: &Stream,
+        connection: &Connection,
         batch: &mut Batch<'_>,
     ) -> io::Result<Payload> {
-        let mut payload = batch.spare.pop().unwrap_or_default();
+        let mut payload = batch.spare.take();
         let here = self.unread();
         let take = usize::try_from(decoder.payload_left())
             .unwrap_or(usize::MAX)
@@ -354,11 +420,13 @@ impl Input {
         // What is read along with a header is copied once more. Large payloads come in series:
         // then read little more than the header.
         self.appetite = if total < INPUT as u64 { INPUT } else { SIP };
-        if decoder.payload_left() > 0 {
-            // Waiting for more with answers in hand would keep the client waiting, too.
-            batch.finish()?;
+        if decoder.payload_left() == 0 {
+            return Ok(payload);
         }
-        let mut stream = stream;
+        // Waiting for more with answers in hand would keep the client waiting, too.
+        batch.finish()?;
+        let _since = connection.receiving.now();
+        let mut stream = &connection.stream;
         while decoder.payload_left() > 0 {
             let read = match stream.read(payload.space(total)?) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -385,9 +453,11 @@ struct Batch<'c> {
     begun: Vec<(Op, Task)>,
     replies: Replies,
     encoder: &'c ReplyEncoder,
-    bytes: usize,
+    bytes: u64,
+    /// Of what stands in the replies.
+    held: Held,
     /// Payload buffers for use again.
-    spare: Vec<Payload>,
+    spare: Spare,
 }
 
 impl<'c> Batch<'c> {
@@ -405,7 +475,8 @@ impl<'c> Batch<'c> {
             replies: Replies::new(),
             encoder,
             bytes: 0,
-            spare: Vec::new(),
+            held: Held::default(),
+            spare: Spare::default(),
         }
     }
 
@@ -418,22 +489,25 @@ impl<'c> Batch<'c> {
         self.replies.error(self.encoder, request, errno, message);
     }
 
-    fn add(&mut self, request: Request, payload: Payload) -> io::Result<()> {
-        if request.length == 0 && request.kind != CommandType::FLUSH {
-            // Nothing is done to nothing; the answer is success.
-            self.replies.ok(self.encoder, &request);
-            return Ok(());
+    /// Waits until the server may hold what a request brings or asks for.
+    fn hold(&mut self, request: &Request) -> io::Result<Held> {
+        let bytes = bytes_to_hold(request);
+        let budget = &self.connection.budget;
+        if let Some(held) = budget.try_take(bytes) {
+            return Ok(held);
         }
-        let task = Task { request, payload };
-        let held = task.held_bytes();
-        if self.connection.budget.is_spent(held) {
-            // What is in hand may be what the budget is spent on.
-            self.finish()?;
+        // What is in hand may be what the budget is spent on.
+        self.finish()?;
+        loop {
+            if let Some(held) = budget.wait(bytes, SHORTAGE) {
+                return Ok(held);
+            }
+            self.connection.server.end_stalled(SHORTAGE);
         }
-        self.connection.budget.take(held);
-        self.bytes = self
-            .bytes
-            .saturating_add(usize::try_from(held).unwrap_or(usize::MAX));
+    }
+
+    fn add(&mut self, task: Task) -> io::Result<()> {
+        self.bytes += bytes_to_hold(&task.request);
         self.tasks.push(task);
         if self.bytes >= BATCH_BYTES {
             self.finish()?;
@@ -450,8 +524,11 @@ impl<'c> Batch<'c> {
         }
         if !self.replies.is_empty() {
             let connection = self.connection;
-            self.replies.send(|bytes| connection.send(&[bytes]));
+            self.replies.send(|bytes| connection.send(&[bytes], None));
         }
+        self.connection
+            .budget
+            .give_back(std::mem::take(&mut self.held));
         if self.connection.broken.load(Ordering::Relaxed) {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe));
         }
@@ -475,11 +552,11 @@ impl<'c> Batch<'c> {
             match coordinator.command(conn, command, task) {
                 Decision::Execute { op, tag } => self.begun.push((op, tag)),
                 Decision::Reply { tag, result } => {
-                    self.connection.budget.give_back(tag.held_bytes());
+                    self.held.add(tag.held);
                     self.replies.result(self.encoder, &tag.request, result);
                 }
                 Decision::Closed { tag } => {
-                    self.connection.budget.give_back(tag.held_bytes());
+                    self.held.add(tag.held);
                     let errno = Errno::ESHUTDOWN;
                     self.replies.result(self.encoder, &tag.request, Err(errno));
                 }
@@ -515,17 +592,15 @@ impl<'c> Batch<'c> {
         for (op, task, result) in done {
             match coordinator.complete(op, task, result) {
                 Decision::Reply { tag: task, result } => {
-                    self.connection.budget.give_back(task.held_bytes());
+                    self.held.add(task.held);
                     // The reply to a read stands there already.
                     if task.request.kind != CommandType::READ {
                         self.replies.result(self.encoder, &task.request, result);
                     }
-                    if self.spare.len() < SPARE {
-                        self.spare.extend(task.payload.for_reuse());
-                    }
+                    self.spare.keep(task.payload);
                 }
                 Decision::Closed { tag: task } => {
-                    self.connection.budget.give_back(task.held_bytes());
+                    self.held.add(task.held);
                 }
                 _ => {}
             }

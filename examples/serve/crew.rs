@@ -1,27 +1,59 @@
-//! The threads of one connection that may wait: for the storage, or for the client.
+//! What one connection has to have done that may wait: for the storage, or for the client.
 //!
-//! They come when there is something to do, and go when there has been nothing for a while.
-//! Commands, flushes and replies have threads of their own, so that a client which does not take
-//! its replies holds up none of its commands, and commands that wait hold up no flush, for which
-//! other connections may be waiting.
+//! Commands, flushes and replies queue up in lanes of their own, which are worked off by
+//! [pools](Pool) of their own, so that a client which does not take its replies holds up none of
+//! its commands, and commands that wait hold up no flush, for which other connections may be
+//! waiting. A connection that has nothing to do occupies no thread of the pools.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use nbd_proto::flush::{Decision, FlushId, Op};
 use nbd_proto::transmission::Head;
 use nbd_proto::wire::{CommandType, Errno, Request};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use crate::backend::Handle;
-use crate::connection::Connection;
-use crate::execute::{Task, execute, hole_reply, to_errno};
-use crate::server::carry_out;
+use super::backend::Handle;
+use super::connection::Connection;
+use super::execute::{Task, execute, hole_reply, to_errno};
+use super::pool::{Company, Pool};
+use super::server::carry_out;
 
-/// How long a thread waits for more to do.
-const IDLE: Duration = Duration::from_secs(5);
+/// How long a client may take for one reply when there is no thread left that could wait for it.
+const HURRY: Duration = Duration::from_secs(1);
+
+type Turns = Pool<Arc<Connection>>;
+
+/// The threads for the lanes of all connections, by kind.
+pub(crate) struct Pools {
+    execute: Arc<Turns>,
+    flush: Arc<Turns>,
+    write: Arc<Turns>,
+}
+
+impl Pools {
+    /// Starts the first thread of each, so that whatever happens later, there is one.
+    ///
+    /// # Errors
+    ///
+    /// If one could not be started.
+    pub(crate) fn start() -> io::Result<Self> {
+        let most = usize::MAX;
+        Ok(Self {
+            execute: Pool::start("execute", most, |connection: Arc<Connection>, company| {
+                connection.crew.executors.take_turn(&connection, company);
+            })?,
+            flush: Pool::start("flush", most, |connection: Arc<Connection>, company| {
+                connection.crew.flusher.take_turn(&connection, company);
+            })?,
+            write: Pool::start("write", most, |connection: Arc<Connection>, company| {
+                connection.crew.writer.take_turn(&connection, company);
+            })?,
+        })
+    }
+}
 
 enum Job {
     Execute(Op, Task),
@@ -31,6 +63,8 @@ enum Job {
         result: Result<(), Errno>,
         data: Data,
     },
+    /// All replies are sent.
+    Leave,
     Close,
 }
 
@@ -51,11 +85,11 @@ pub(crate) struct Crew {
 }
 
 impl Crew {
-    pub(crate) fn new(threads: u16) -> Self {
+    pub(crate) fn new(threads: u16, pools: &Pools) -> Self {
         Self {
-            executors: Lane::new(threads.into()),
-            flusher: Lane::new(1),
-            writer: Lane::new(1),
+            executors: Lane::new(threads.into(), &pools.execute),
+            flusher: Lane::new(1, &pools.flush),
+            writer: Lane::new(1, &pools.write),
         }
     }
 
@@ -73,119 +107,97 @@ impl Crew {
         task: Task,
         result: Result<(), Errno>,
     ) {
-        let data = Data::None;
-        self.writer
-            .push(connection, Job::Reply { task, result, data });
+        self.reply_with(connection, task, result, Data::None);
+    }
+
+    fn reply_with(
+        &self,
+        connection: &Arc<Connection>,
+        task: Task,
+        result: Result<(), Errno>,
+        data: Data,
+    ) {
+        let job = Job::Reply { task, result, data };
+        self.writer.push(connection, job);
     }
 
     /// Closes the connection after the replies that are on their way.
     pub(crate) fn close(&self, connection: &Arc<Connection>) {
-        self.writer.push(connection, Job::Close);
+        self.writer.push(connection, Job::Leave);
     }
 }
 
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    threads: usize,
-    idle: usize,
+    /// Turns that have been asked for, or are being taken.
+    turns: usize,
 }
 
-/// Jobs, and the threads that do them in order.
+/// Jobs that are done in order, so many at a time.
 struct Lane {
     queue: Mutex<Queue>,
-    more: Condvar,
-    most_threads: usize,
+    most_turns: usize,
+    pool: Arc<Turns>,
 }
 
 impl Lane {
-    fn new(most_threads: usize) -> Self {
+    fn new(most_turns: usize, pool: &Arc<Turns>) -> Self {
         Self {
             queue: Mutex::default(),
-            more: Condvar::new(),
-            most_threads,
+            most_turns,
+            pool: Arc::clone(pool),
         }
     }
 
     fn push(&self, connection: &Arc<Connection>, job: Job) {
         let mut queue = self.queue.lock();
         queue.jobs.push_back(job);
-        if queue.jobs.len() <= queue.idle || queue.threads == self.most_threads {
-            self.more.notify_one();
+        if queue.turns == self.most_turns {
             return;
         }
-        queue.threads += 1;
-        let only = queue.threads == 1;
+        queue.turns += 1;
         drop(queue);
-        let theirs = Arc::clone(connection);
-        let lane = self.of(connection);
-        let spawned = thread::Builder::new()
-            .name(format!("nbd {}", connection.id))
-            .spawn(move || lane(&theirs).work(&theirs));
-        if let Err(error) = spawned {
-            self.queue.lock().threads -= 1;
-            if only {
-                // Nobody else would do it. A thread for each job is how this is meant to be, so
-                // that the user has to know.
-                crate::log::warn(format_args!("cannot start a thread: {error}"));
-                thread::sleep(Duration::from_millis(10));
-                self.retry(connection);
+        self.pool.push(Arc::clone(connection));
+    }
+
+    fn take_turn(&self, connection: &Arc<Connection>, company: Company) {
+        while let Some(job) = self.next() {
+            job.run(connection, company);
+            if self.pool.is_behind() {
+                // The turn goes on when others have had theirs.
+                return self.pool.push(Arc::clone(connection));
             }
         }
     }
 
-    /// Tries again to find a thread for what is queued.
-    fn retry(&self, connection: &Arc<Connection>) {
-        let job = self.queue.lock().jobs.pop_back();
-        if let Some(job) = job {
-            self.push(connection, job);
-        }
-    }
-
-    /// How a new thread finds this lane.
-    fn of(&self, connection: &Arc<Connection>) -> fn(&Connection) -> &Self {
-        let crew = &connection.crew;
-        if std::ptr::eq(self, &raw const crew.executors) {
-            |connection| &connection.crew.executors
-        } else if std::ptr::eq(self, &raw const crew.flusher) {
-            |connection| &connection.crew.flusher
-        } else {
-            |connection| &connection.crew.writer
-        }
-    }
-
-    fn work(&self, connection: &Arc<Connection>) {
-        while let Some(job) = self.next() {
-            job.run(connection);
-        }
-    }
-
-    /// The next job; `None` if there has been none for a while, and the thread has to end.
+    /// The next job; without one, the turn ends.
     fn next(&self) -> Option<Job> {
         let mut queue = self.queue.lock();
-        loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            queue.idle += 1;
-            let timeout = self.more.wait_for(&mut queue, IDLE);
-            queue.idle -= 1;
-            if timeout.timed_out() && queue.jobs.is_empty() {
-                queue.threads -= 1;
-                return None;
-            }
+        let job = queue.jobs.pop_front();
+        if job.is_none() {
+            queue.turns -= 1;
         }
+        job
     }
 }
 
 impl Job {
-    fn run(self, connection: &Arc<Connection>) {
+    fn run(self, connection: &Arc<Connection>, company: Company) {
         match self {
             Self::Execute(op, task) => run_command(connection, op, task),
             Self::Flush(flush) => run_flush(connection, flush),
             Self::Reply { task, result, data } => {
-                write_reply(connection, &task.request, result, &data);
-                connection.budget.give_back(task.held_bytes());
+                let patience = (company == Company::Alone).then_some(HURRY);
+                write_reply(connection, &task.request, result, &data, patience);
+                let held = task.held;
+                // Others may have the memory only when it is free.
+                drop((task, data));
+                connection.budget.give_back(held);
+            }
+            // What is left to do waits for the storage, and not for the client.
+            Self::Leave => {
+                connection.crew.flusher.push(connection, Self::Close);
             }
             Self::Close => connection.close(),
         }
@@ -218,10 +230,13 @@ fn run_command(connection: &Arc<Connection>, op: Op, task: Task) {
     // released, and closed behind what is queued.
     match coordinator.complete(op, task, result) {
         Decision::Reply { tag: task, result } => {
-            let job = Job::Reply { task, result, data };
-            connection.crew.writer.push(connection, job);
+            connection.crew.reply_with(connection, task, result, data);
         }
-        Decision::Closed { tag: task } => connection.budget.give_back(task.held_bytes()),
+        Decision::Closed { tag: task } => {
+            let held = task.held;
+            drop((task, data));
+            connection.budget.give_back(held);
+        }
         _ => {}
     }
     carry_out(&mut coordinator);
@@ -249,25 +264,32 @@ fn run_flush(connection: &Arc<Connection>, flush: FlushId) {
         .log
         .line(|| format!("backend flush on {id} ended: {result:?}"));
     if let Err(error) = &result {
-        crate::log::warn(format_args!("a flush failed: {error}"));
+        server.flush_failed(error);
     }
     let mut coordinator = server.coordinator.lock();
     coordinator.flushed(flush, result.map_err(|error| to_errno(&error)));
     carry_out(&mut coordinator);
 }
 
-fn write_reply(connection: &Connection, request: &Request, result: Result<(), Errno>, data: &Data) {
+fn write_reply(
+    connection: &Connection,
+    request: &Request,
+    result: Result<(), Errno>,
+    data: &Data,
+    patience: Option<Duration>,
+) {
     let Some(encoder) = connection.encoder() else {
         return;
     };
+    let send = |parts: &[&[u8]]| connection.send(parts, patience);
     match (result, data) {
-        (Err(errno), _) => connection.send(&[&encoder.fail(request, errno)]),
-        (Ok(()), Data::None) => connection.send(&[&encoder.ok(request)]),
-        (Ok(()), Data::Hole([hole, done])) => connection.send(&[hole, done]),
+        (Err(errno), _) => send(&[&encoder.fail(request, errno)]),
+        (Ok(()), Data::None) => send(&[&encoder.ok(request)]),
+        (Ok(()), Data::Hole([hole, done])) => send(&[hole, done]),
         (Ok(()), Data::Bytes(bytes)) => match encoder.read(request) {
-            Ok(head) => connection.send(&[&head, bytes]),
+            Ok(head) => send(&[&head, bytes]),
             // What passed the check fits into one reply.
-            Err(_) => connection.send(&[&encoder.fail(request, Errno::EINVAL)]),
+            Err(_) => send(&[&encoder.fail(request, Errno::EINVAL)]),
         },
     }
 }

@@ -5,27 +5,29 @@ use std::io;
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
 
-use crate::backend::{Content, Handle, Zeroing};
-use crate::payload::Payload;
+use super::backend::{Content, Handle, Zeroing};
+use super::budget::Held;
+use super::payload::Payload;
 
 /// A request that was checked, with its payload.
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) request: Request,
     pub(crate) payload: Payload,
+    pub(crate) held: Held,
 }
 
 impl Task {
     pub(crate) fn is_fua(&self) -> bool {
         self.request.flags.contains(CommandFlags::FUA)
     }
+}
 
-    /// How many bytes it makes the server hold, until it is answered.
-    pub(crate) fn held_bytes(&self) -> u64 {
-        match self.request.kind {
-            CommandType::READ | CommandType::WRITE => self.request.length,
-            _ => 0,
-        }
+/// How many bytes a request makes the server hold, until it is answered.
+pub(crate) fn bytes_to_hold(request: &Request) -> u64 {
+    match request.kind {
+        CommandType::READ | CommandType::WRITE => request.length,
+        _ => 0,
     }
 }
 

@@ -1,22 +1,21 @@
 //! Sockets that clients connect to, and the loop that accepts them.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::log::warn;
-use crate::options::Sockets;
-use crate::server::Server;
-use crate::stream::Stream;
+use super::log::Seldom;
+use super::options::Sockets;
+use super::server::Server;
+use super::signals::Signals;
+use super::stream::Stream;
 
 /// The port of the protocol (proto.md "Newstyle negotiation").
 pub(crate) const PORT: u16 = 10809;
@@ -98,20 +97,35 @@ impl Listener {
     }
 
     /// Takes one client, if one is there.
-    fn accept(&self) -> io::Result<(Stream, String)> {
+    fn accept(&self) -> io::Result<Option<(Stream, String)>> {
+        let accepted = match self {
+            Self::Tcp(listener, _) => listener
+                .accept()
+                .map(|(stream, from)| (Stream::tcp(stream), from.to_string())),
+            Self::Unix(listener, path) => listener
+                .accept()
+                .map(|(stream, _)| (Stream::unix(stream), path.display().to_string())),
+        };
+        match accepted {
+            Ok((Ok(stream), from)) => Ok(Some((stream, from))),
+            // The client is gone again.
+            Ok((Err(_), _)) => Ok(None),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tcp(listener, _) => {
-                let (stream, from) = listener.accept()?;
-                stream.set_nonblocking(false)?;
-                // proto.md "Protocol phases": both sides SHOULD disable Nagle's algorithm.
-                stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), from.to_string()))
-            }
-            Self::Unix(listener, path) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(false)?;
-                Ok((Stream::Unix(stream), path.display().to_string()))
-            }
+            Self::Tcp(listener, _) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
         }
     }
 }
@@ -134,53 +148,51 @@ const PATH: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
 
 const QUERY: &percent_encoding::AsciiSet = &PATH.remove(b'/');
 
-/// Accepts clients until something arrives on `stop`.
-pub(crate) fn accept_until(
-    stop: &mut UnixStream,
-    listeners: &[Listener],
-    server: &Arc<Server>,
-) -> Result<()> {
-    loop {
-        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
-        fds.extend(listeners.iter().map(|listener| {
-            let fd = match listener {
-                Listener::Tcp(listener, _) => listener.as_fd(),
-                Listener::Unix(listener, _) => listener.as_fd(),
-            };
-            PollFd::from_borrowed_fd(fd, PollFlags::IN)
-        }));
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("cannot wait for clients"),
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if ready.first() == Some(&true) {
-            // What it says does not matter, only that it was said.
-            let _ = stop.read(&mut [0; 16]);
-            return Ok(());
-        }
-        for (listener, _) in listeners
-            .iter()
-            .zip(&ready[1..])
-            .filter(|(_, ready)| **ready)
-        {
-            let welcomed = listener
-                .accept()
-                .and_then(|(stream, from)| server.welcome(stream, &from));
-            match welcomed {
-                Ok(()) => {}
-                // The client is gone again.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
-                    ) => {}
-                Err(error) => {
-                    warn(format_args!("cannot take a client: {error}"));
-                    // Most likely there are too many; give some of them time to go.
-                    thread::sleep(Duration::from_millis(100));
-                }
-            }
+/// How long no client is taken after one could not be: most likely there are too many, and some
+/// may go.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+static CANNOT_TAKE: Seldom = Seldom::new();
+
+/// Accepts clients until the user wants the server to stop. Nothing else ends it: what the system
+/// cannot give now it may be able to give later.
+pub(crate) fn accept_until(signals: &Signals, listeners: &[Listener], server: &Arc<Server>) {
+    while signals.caught().is_none() {
+        if let Err(error) = accept_some(signals, listeners, server) {
+            CANNOT_TAKE.warn(format_args!("cannot take a client: {error}"));
+            // Should this fail too, then at once: it is tried again as fast as clients come.
+            let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&PAUSE));
         }
     }
+}
+
+/// Waits for something to happen, and takes a client from each listener that has some.
+fn accept_some(signals: &Signals, listeners: &[Listener], server: &Arc<Server>) -> io::Result<()> {
+    let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
+    fds.extend(
+        listeners
+            .iter()
+            .map(|listener| PollFd::new(listener, PollFlags::IN)),
+    );
+    match poll(&mut fds, None) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    if fds.first().is_some_and(|fd| !fd.revents().is_empty()) {
+        return Ok(());
+    }
+    let ready = listeners
+        .iter()
+        .zip(fds.iter().skip(1))
+        .filter(|(_, fd)| !fd.revents().is_empty());
+    for (listener, _) in ready {
+        if let Some((stream, from)) = listener.accept()? {
+            server.welcome(stream, &from)?;
+        }
+    }
+    Ok(())
 }

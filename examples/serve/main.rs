@@ -17,14 +17,17 @@ mod listener;
 mod log;
 mod options;
 mod payload;
+mod pool;
 mod replies;
 mod server;
+#[expect(dead_code, reason = "a server leaves some signals alone")]
+#[path = "../shared/signals.rs"]
+mod signals;
 #[path = "../shared/size.rs"]
 mod size;
 mod stream;
 
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -37,20 +40,32 @@ use backend::{Backend, CachedBackend, DelayBackend, Delays, FileBackend, MemoryB
 use listener::{Listener, accept_until};
 use log::{Log, warn};
 use options::{Options, Storage};
-use server::Server;
+use server::{Server, Settings};
+use signals::Signals;
 
 /// The most that the cache of one connection holds, in bytes.
 const CACHE: usize = 64 << 20;
 
+/// What the caches of all connections share, in bytes. Those that were filled before there were as
+/// many may be above their share while they are not used.
+const CACHES: usize = 512 << 20;
+
 fn main() -> ExitCode {
     let options = Options::parse();
-    match run(&options) {
+    if let Err(error) = log::start() {
+        // Nobody holds anything yet that others could wait for.
+        let _ = writeln!(io::stderr(), "serve: cannot start a thread: {error}");
+        return ExitCode::FAILURE;
+    }
+    let status = match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             warn(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    log::finish();
+    status
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -59,26 +74,29 @@ fn run(options: &Options) -> Result<()> {
     if exports.is_empty() {
         exports.push(Name::default());
     }
-    let server = Server::new(
-        Arc::clone(&storage),
-        options.flush.config(),
+    let settings = Settings {
+        flush: options.flush.config(),
         exports,
-        options.export.read_only,
-        options.threads,
-        Log::new(options.log),
-    )
-    .context("this storage does not suit the --multi-conn mode")?;
-    let mut stop = stop_signals().context("cannot watch for signals")?;
+        read_only: options.export.read_only,
+        threads: options.threads,
+        most_connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
+        log: Log::new(options.log),
+    };
+    let server = Server::new(storage, settings)?;
+    // A hangup is left alone: whether it ends a server that was started from a terminal is up to
+    // how it was started.
+    let signals = Signals::listen_to(&[SIGINT, SIGTERM]).context("cannot watch for signals")?;
     let listeners = Listener::open(&options.sockets)?;
     introduce(options, &server, &listeners);
-    accept_until(&mut stop, &listeners, &server)?;
+    accept_until(&signals, &listeners, &server);
     drop(listeners);
-    say(format_args!("\nstopping: finishing what is in flight"));
-    exit_on_second_signal(stop);
+    say(format_args!(
+        "\nstopping: finishing what is in flight (once more, and it is given up)"
+    ));
     server
         .stop()
-        .context("the last flush failed: what was written since the one before may be lost")?;
-    say(format_args!("stopped, all data is on permanent storage"));
+        .context("a flush failed: some of what clients have written may be lost")?;
+    say(format_args!("stopped{}", options.flush.at_the_end()));
     Ok(())
 }
 
@@ -92,7 +110,7 @@ fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
         }
     };
     if options.flush.cache {
-        storage = Arc::new(CachedBackend::new(storage, CACHE));
+        storage = Arc::new(CachedBackend::within(storage, CACHE, CACHES));
     }
     let delays = Delays {
         read: options.delays.delay_read,
@@ -103,26 +121,6 @@ fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
         storage = Arc::new(DelayBackend::new(storage, delays));
     }
     Ok(storage)
-}
-
-/// Something to read arrives here when the user, or the system, wants the server to end.
-fn stop_signals() -> io::Result<UnixStream> {
-    let (receiver, sender) = UnixStream::pair()?;
-    signal_hook::low_level::pipe::register(SIGINT, sender.try_clone()?)?;
-    signal_hook::low_level::pipe::register(SIGTERM, sender)?;
-    Ok(receiver)
-}
-
-/// Who asks twice does not want to wait.
-fn exit_on_second_signal(mut signals: UnixStream) {
-    let watch = move || {
-        if matches!(io::Read::read(&mut signals, &mut [0]), Ok(1)) {
-            warn(format_args!("stopped at once, unflushed data may be lost"));
-            std::process::exit(1);
-        }
-    };
-    // Without the thread, the user can still kill the program.
-    let _ = std::thread::Builder::new().spawn(watch);
 }
 
 /// Says what is served, where, and what to do with it.

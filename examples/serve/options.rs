@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use nbd_proto::flush::{Config, Mode, TrackDirty};
 use nbd_proto::wire::Name;
 
-use crate::size::parse_size;
+use super::size::parse_size;
 
 /// An NBD server over memory or a file, for any number of connections.
 ///
@@ -36,7 +36,15 @@ pub(crate) struct Options {
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: u16,
 
-    /// Log connections, commands and backend flushes to standard error
+    /// How many clients may be connected at the same time; more are hung up on. Each takes a
+    /// thread, an open file, and some memory: the default stays below the usual limit of 1024
+    /// open files (`ulimit -n`)
+    #[arg(long, value_name = "N", default_value_t = 1000, global = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: u32,
+
+    /// Log connections, commands and backend flushes to standard error. If it is not read as fast
+    /// as lines are written, some are left out, and their number is told
     #[arg(long, global = true)]
     pub(crate) log: bool,
 }
@@ -107,6 +115,14 @@ impl Flush {
         Config::new()
             .with_mode(self.multi_conn)
             .with_track_dirty(self.track_dirty)
+    }
+
+    /// What can be said of the data once the server has stopped without a failure.
+    pub(crate) fn at_the_end(&self) -> &'static str {
+        match (self.cache, self.multi_conn) {
+            (true, Mode::Unsafe) => ", what clients have not flushed is lost",
+            _ => ", all data is on permanent storage",
+        }
     }
 }
 

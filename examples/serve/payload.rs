@@ -5,8 +5,11 @@ use std::io;
 /// Memory is taken in steps of this size, as data arrives, and not as it is announced.
 const STEP: usize = 1 << 20;
 
-/// A buffer that is larger is not kept for use again.
+/// The most bytes that are kept for use again.
 const KEEP: usize = 1 << 20;
+
+/// The most buffers that are kept. More requests than this are seldom read at once.
+const SPARE: usize = 16;
 
 /// Bytes that have arrived, in a buffer whose rest stays initialized, so that it need not be
 /// zeroed for each write.
@@ -55,11 +58,31 @@ impl Payload {
     pub(crate) fn filled(&mut self, bytes: usize) {
         self.len = (self.len + bytes).min(self.buffer.len());
     }
+}
 
-    /// The buffer, empty, if it is worth keeping.
-    pub(crate) fn for_reuse(mut self) -> Option<Self> {
-        self.len = 0;
-        (1..=KEEP).contains(&self.buffer.len()).then_some(self)
+/// Empty buffers for use again.
+#[derive(Debug, Default)]
+pub(crate) struct Spare {
+    payloads: Vec<Payload>,
+    /// Of all of them together.
+    bytes: usize,
+}
+
+impl Spare {
+    pub(crate) fn take(&mut self) -> Payload {
+        let payload = self.payloads.pop().unwrap_or_default();
+        self.bytes -= payload.buffer.len();
+        payload
+    }
+
+    /// Keeps a buffer, if it is worth it.
+    pub(crate) fn keep(&mut self, mut payload: Payload) {
+        let bytes = self.bytes + payload.buffer.len();
+        if self.payloads.len() < SPARE && !payload.buffer.is_empty() && bytes <= KEEP {
+            payload.len = 0;
+            self.bytes = bytes;
+            self.payloads.push(payload);
+        }
     }
 }
 
@@ -80,20 +103,37 @@ mod tests {
     fn a_buffer_that_is_used_again_shows_nothing_of_its_past() {
         let mut payload = Payload::default();
         payload.extend_within(4, b"past").unwrap();
-        let mut payload = payload.for_reuse().unwrap();
+        let mut spare = Spare::default();
+        spare.keep(payload);
+        let mut payload = spare.take();
         assert_eq!(payload.bytes(), b"");
+        assert!(!payload.buffer.is_empty(), "it is the same one");
         payload.extend_within(2, b"ab").unwrap();
         assert_eq!(payload.bytes(), b"ab");
         assert_eq!(payload.space(3).unwrap().len(), 1);
     }
 
     #[test]
-    fn large_buffers_are_given_back() {
-        let mut payload = Payload::default();
-        let bytes = vec![1; KEEP + 1];
-        payload.extend_within(bytes.len() as u64, &bytes).unwrap();
-        assert_eq!(payload.bytes(), bytes);
-        assert!(payload.for_reuse().is_none());
-        assert!(Payload::default().for_reuse().is_none());
+    fn no_more_is_kept_than_a_single_large_buffer() {
+        let payload = |length: usize| {
+            let mut payload = Payload::default();
+            payload
+                .extend_within(length as u64, &vec![1; length])
+                .unwrap();
+            payload
+        };
+        let mut spare = Spare::default();
+        spare.keep(payload(KEEP + 1));
+        assert!(spare.payloads.is_empty());
+        for _ in 0..2 * SPARE {
+            spare.keep(payload(KEEP / 2));
+            spare.keep(payload(4096));
+        }
+        assert!(spare.bytes <= KEEP);
+        assert!(spare.payloads.len() <= SPARE);
+        while !spare.payloads.is_empty() {
+            spare.take();
+        }
+        assert_eq!(spare.bytes, 0);
     }
 }

@@ -5,10 +5,13 @@ use std::io;
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{Errno, Request};
 
-use crate::execute::to_errno;
+use super::execute::to_errno;
 
 /// What the buffer may keep when it is empty; a single large read grows it for a moment.
-const KEEP: usize = 4 << 20;
+const KEEP: usize = 1 << 20;
+
+/// The least by which the buffer grows. Not by a share of itself: it may be large already.
+const STEP: usize = 64 << 10;
 
 /// The buffer is only ever filled up to `len`, and keeps what is beyond initialized, so that
 /// space for data need not be zeroed before each read.
@@ -30,16 +33,30 @@ impl Replies {
         self.len == 0
     }
 
-    fn space(&mut self, more: usize) -> &mut [u8] {
-        let end = self.len + more;
-        if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
+    /// By how much the buffer has to grow for `more` bytes.
+    fn missing(&self, more: usize) -> usize {
+        match (self.len + more).saturating_sub(self.buffer.len()) {
+            0 => 0,
+            missing => missing.max(STEP),
         }
-        &mut self.buffer[self.len..end]
     }
 
+    /// The place of the next `more` bytes, if there is memory for them.
+    fn space(&mut self, more: usize) -> io::Result<&mut [u8]> {
+        let missing = self.missing(more);
+        self.buffer
+            .try_reserve_exact(missing)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        self.buffer.resize(self.buffer.len() + missing, 0);
+        Ok(&mut self.buffer[self.len..self.len + more])
+    }
+
+    /// For heads and messages alone: a server that has no memory for these can say nothing.
     fn push(&mut self, bytes: &[u8]) {
-        self.space(bytes.len()).copy_from_slice(bytes);
+        let missing = self.missing(bytes.len());
+        self.buffer.reserve_exact(missing);
+        self.buffer.resize(self.buffer.len() + missing, 0);
+        self.buffer[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
     }
 
@@ -103,13 +120,18 @@ impl Replies {
             return Some(Err(Errno::EINVAL));
         };
         self.push(&head);
-        match read(self.space(length)) {
+        match self.space(length).and_then(read) {
             Ok(true) => {
                 self.len += length;
                 Some(Ok(()))
             }
             Ok(false) => {
                 self.len = start;
+                // The data goes elsewhere, and the memory with it.
+                if self.buffer.len() > KEEP {
+                    self.buffer.truncate(self.len.max(KEEP));
+                    self.buffer.shrink_to_fit();
+                }
                 None
             }
             Err(error) => {
@@ -159,6 +181,41 @@ mod tests {
             sent(&mut replies),
             encoder.fail(&request, Errno::EIO).to_vec()
         );
+    }
+
+    #[test]
+    fn a_read_for_which_there_is_no_memory_is_refused() {
+        let session = Session::new(Name::default(), u64::MAX, TransmissionFlags::HAS_FLAGS);
+        let mut replies = Replies::new();
+        replies.push(b"before");
+        assert!(replies.space(usize::MAX / 4).is_err());
+        let encoder = ReplyEncoder::new(&session);
+        replies.ok(&encoder, &Request::flush(Cookie(1)));
+        let expected = [b"before", &encoder.ok(&Request::flush(Cookie(1)))[..]].concat();
+        assert_eq!(sent(&mut replies), expected);
+    }
+
+    #[test]
+    fn a_large_read_that_would_wait_leaves_no_memory_taken() {
+        let session = Session::new(Name::default(), u64::MAX, TransmissionFlags::HAS_FLAGS);
+        let encoder = ReplyEncoder::new(&session);
+        let mut replies = Replies::new();
+        replies.push(b"before");
+        let large = Request::read(Cookie(1), 0, 32 << 20);
+        assert!(replies.try_read(&encoder, &large, |_| Ok(false)).is_none());
+        assert!(replies.buffer.capacity() <= KEEP);
+        assert_eq!(sent(&mut replies), b"before");
+    }
+
+    #[test]
+    fn a_large_reply_does_not_make_the_buffer_grow_beyond_what_follows() {
+        let mut replies = Replies::new();
+        replies.space(8 << 20).unwrap();
+        replies.len = 8 << 20;
+        replies.push(b"a little more");
+        assert!(replies.buffer.capacity() <= (8 << 20) + 2 * STEP);
+        sent(&mut replies);
+        assert_eq!(replies.buffer.capacity(), 0, "it is not kept");
     }
 
     #[test]

@@ -8,20 +8,39 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nbd_proto::flush::{Action, Backend as Abilities, Config, FlushCoordinator, Mode, OpenError};
+use anyhow::{Context, Result};
+use nbd_proto::flush::{Action, Backend as Abilities, Config, FlushCoordinator, Mode};
 use nbd_proto::wire::Name;
 use parking_lot::{Condvar, Mutex};
 
-use crate::backend::{Backend, Capabilities, Handle, Pace};
-use crate::connection::Connection;
-use crate::execute::{Task, to_errno};
-use crate::log::{Log, warn};
-use crate::stream::Stream;
+use super::backend::{Backend, Capabilities, Handle, Pace};
+use super::budget::Memory;
+use super::connection::Connection;
+use super::crew::Pools;
+use super::execute::{Task, to_errno};
+use super::log::{Log, Seldom};
+use super::stream::Stream;
 
 pub(crate) type Coordinator = FlushCoordinator<Arc<Connection>, (), Task>;
 
 /// How long clients have, when the server stops, to take the replies that are due.
 const GRACE: Duration = Duration::from_secs(10);
+
+static STALLED: Seldom = Seldom::new();
+static TOO_MANY: Seldom = Seldom::new();
+static FLUSH_FAILED: Seldom = Seldom::new();
+
+/// How to serve.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) flush: Config,
+    pub(crate) exports: Vec<Name>,
+    pub(crate) read_only: bool,
+    /// How many commands of one connection may wait at the same time.
+    pub(crate) threads: u16,
+    pub(crate) most_connections: usize,
+    pub(crate) log: Log,
+}
 
 pub(crate) struct Server {
     /// All exports are names of the same storage, so that all connections are one group.
@@ -33,7 +52,13 @@ pub(crate) struct Server {
     pub(crate) backend: Abilities,
     pub(crate) exports: Vec<Name>,
     pub(crate) threads: u16,
+    pub(crate) pools: Pools,
+    /// For the requests of all connections.
+    pub(crate) memory: Arc<Memory>,
     pub(crate) log: Log,
+    /// Why what was written may be lost: the first flush that failed.
+    failed: Mutex<Option<io::Error>>,
+    most_connections: usize,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     gone: Condvar,
     next_id: AtomicU64,
@@ -41,29 +66,28 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(
-        storage: Arc<dyn Backend>,
-        config: Config,
-        exports: Vec<Name>,
-        read_only: bool,
-        threads: u16,
-        log: Log,
-    ) -> Result<Arc<Self>, OpenError> {
+    pub(crate) fn new(storage: Arc<dyn Backend>, settings: Settings) -> Result<Arc<Self>> {
         let mut can = storage.capabilities();
-        can.read_only |= read_only;
+        can.read_only |= settings.read_only;
         let backend = abilities(can);
         // What would refuse every client refuses to start instead.
-        let mut trial = FlushCoordinator::<(), (), ()>::new(config);
+        let mut trial = FlushCoordinator::<(), (), ()>::new(settings.flush);
         let conn = trial.connect((), &());
-        trial.opened(conn, backend)?;
+        trial
+            .opened(conn, backend)
+            .context("this storage does not suit the --multi-conn mode")?;
         Ok(Arc::new(Self {
-            coordinator: Mutex::new(FlushCoordinator::new(config)),
+            coordinator: Mutex::new(FlushCoordinator::new(settings.flush)),
             storage,
             can,
             backend,
-            exports,
-            threads,
-            log,
+            exports: settings.exports,
+            threads: settings.threads,
+            pools: Pools::start().context("cannot start the threads that are needed")?,
+            memory: Arc::default(),
+            log: settings.log,
+            failed: Mutex::new(None),
+            most_connections: settings.most_connections,
             connections: Mutex::default(),
             gone: Condvar::new(),
             next_id: AtomicU64::new(1),
@@ -71,23 +95,53 @@ impl Server {
         }))
     }
 
-    /// Serves a client that has connected, on a thread of its own.
+    /// Serves a client that has connected, on a thread of its own; or hangs up, if there are too
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// If no thread can be had. Nothing is left of the client then.
     pub(crate) fn welcome(self: &Arc<Self>, stream: Stream, from: &str) -> io::Result<()> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.log.line(|| format!("connection {id}: from {from}"));
         let connection = Connection::new(id, Arc::clone(self), stream);
-        self.connections.lock().insert(id, Arc::clone(&connection));
+        {
+            let mut connections = self.connections.lock();
+            if connections.len() >= self.most_connections {
+                drop(connections);
+                TOO_MANY.warn(format_args!(
+                    "a client was refused: there are {} already (--max-connections)",
+                    self.most_connections
+                ));
+                return Ok(());
+            }
+            connections.insert(id, Arc::clone(&connection));
+        }
+        self.log.line(|| format!("connection {id}: from {from}"));
         let spawned = thread::Builder::new()
             .name(format!("nbd {id}"))
             .spawn(move || connection.run());
         if spawned.is_err() {
             self.gone(id);
         }
-        spawned.map(|_| ())
+        spawned.map(drop)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Others have waited so long for memory: who holds some of it, and has kept the server
+    /// waiting for as long, loses its connection. Without this, a few clients that take no replies
+    /// could stop the service for all.
+    pub(crate) fn end_stalled(&self, time: Duration) {
+        let connections = self.connections.lock();
+        for connection in connections.values().filter(|other| other.is_stalled(time)) {
+            STALLED.warn(format_args!(
+                "connection {} is ended: others need the memory that it holds",
+                connection.id
+            ));
+            connection.stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// A connection has been closed.
@@ -102,22 +156,36 @@ impl Server {
     /// coordinator has seen to that already, and knew who to tell of a failure.
     pub(crate) fn close_handle(&self, handle: &dyn Handle) {
         let mode = self.coordinator.lock().config().mode();
-        if self.backend_caches()
+        if self.caches()
             && mode != Mode::Unsafe
             && let Err(error) = handle.flush()
         {
-            warn(format_args!(
-                "unflushed writes of a client are lost: {error}"
-            ));
+            self.flush_failed(&error);
         }
     }
 
-    fn backend_caches(&self) -> bool {
-        !self.storage.capabilities().multi_conn
+    /// Whether handles cache what they write.
+    fn caches(&self) -> bool {
+        !self.can.multi_conn
+    }
+
+    /// What a flush should have made permanent may be lost, and the client that wrote it may not
+    /// be there any more to hear of it. That later flushes succeed proves nothing: after a failure
+    /// the system may forget what it could not write.
+    pub(crate) fn flush_failed(&self, error: &io::Error) {
+        FLUSH_FAILED.warn(format_args!("a flush failed: {error}"));
+        let mut failed = self.failed.lock();
+        if failed.is_none() {
+            *failed = Some(io::Error::new(error.kind(), error.to_string()));
+        }
     }
 
     /// Lets nobody ask for more, finishes what is in flight, and puts everything on permanent
     /// storage.
+    ///
+    /// # Errors
+    ///
+    /// If this flush failed, or any one before: then not everything is there.
     pub(crate) fn stop(&self) -> io::Result<()> {
         self.stopping.store(true, Ordering::Relaxed);
         self.for_each_stream(Shutdown::Read);
@@ -136,10 +204,13 @@ impl Server {
             self.gone.wait(&mut connections);
         }
         drop(connections);
-        if self.can.read_only || !self.can.flush {
-            return Ok(());
+        if !self.can.read_only
+            && self.can.flush
+            && let Err(error) = self.storage.open().and_then(|handle| handle.flush())
+        {
+            self.flush_failed(&error);
         }
-        self.storage.open()?.flush()
+        self.failed.lock().take().map_or(Ok(()), Err)
     }
 
     fn for_each_stream(&self, how: Shutdown) {
@@ -168,8 +239,11 @@ pub(crate) fn carry_out(coordinator: &mut Coordinator) {
             Action::Execute { key, op, tag } => key.crew.execute(&key, op, tag),
             Action::Flush { key, flush } => match key.handle() {
                 Some(handle) if handle.pace() == Pace::Immediate => {
-                    let result = handle.flush().map_err(|error| to_errno(&error));
-                    coordinator.flushed(flush, result);
+                    let result = handle.flush();
+                    if let Err(error) = &result {
+                        key.server.flush_failed(error);
+                    }
+                    coordinator.flushed(flush, result.map_err(|error| to_errno(&error)));
                 }
                 _ => key.crew.flush(&key, flush),
             },

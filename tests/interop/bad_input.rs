@@ -320,3 +320,33 @@ fn a_client_that_reads_no_replies_cannot_fill_the_memory() {
     }
     serve.assert_unmoved();
 }
+
+#[test]
+fn many_clients_that_take_no_replies_cannot_fill_the_memory_together() {
+    if serve_is_nbdkit() {
+        return;
+    }
+    let mut serve = Witnessed::new(Storage::Memory);
+    // Replies of 3 GiB that must not be made before they are taken.
+    let mut greedy: Vec<_> = (0..24).map(|_| serve.server.connect()).collect();
+    for client in &mut greedy {
+        for _ in 0..4 {
+            client.send(READ, 0, 0, 32 << 20);
+        }
+    }
+    // As much as any client may ask for at once, while the others hold all there is.
+    let mut modest = serve.server.connect();
+    assert_eq!(
+        modest.read(0, 32 << 20).map(|data| data.len()),
+        Ok(32 << 20)
+    );
+    let mut small = serve.server.connect();
+    small.read(0, 4096).expect("small requests are served");
+    let peak = serve.server.peak_memory();
+    assert!(peak < 1 << 30, "the server held {peak} bytes");
+    serve.written += 1;
+    serve
+        .witness
+        .write(1 << 20, &[serve.written; 4096])
+        .expect("the witness notices nothing");
+}

@@ -40,6 +40,8 @@ fn help_names_every_option() {
         "--delay-read",
         "--delay-write",
         "--delay-flush",
+        "--threads",
+        "--max-connections",
         "--log",
         "memory",
         "file",

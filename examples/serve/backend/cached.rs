@@ -29,6 +29,7 @@ mod contents;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -54,25 +55,54 @@ const ZERO_PIECES: u64 = 1024;
 /// Gives each connection a cache of its own over one backend.
 pub(crate) struct CachedBackend {
     lower: Arc<dyn Backend>,
-    limit: usize,
+    limits: Arc<Limits>,
+}
+
+/// How much memory each handle may take.
+struct Limits {
+    each: usize,
+    all: usize,
+    handles: AtomicUsize,
+}
+
+impl Limits {
+    /// With many handles, each has its share. A handle that had more gives it back when it is used
+    /// the next time.
+    fn now(&self) -> usize {
+        let share = self.all / self.handles.load(Ordering::Relaxed).max(1);
+        share.clamp(LEAST_LIMIT, self.each)
+    }
 }
 
 impl CachedBackend {
-    /// At most `limit` bytes are held per handle, bookkeeping included; at least 64 KiB.
+    /// Each handle holds `limit` bytes for itself.
+    #[cfg(test)]
     pub(crate) fn new(lower: Arc<dyn Backend>, limit: usize) -> Self {
+        Self::within(lower, limit, usize::MAX)
+    }
+
+    /// At most `limit` bytes are held per handle, bookkeeping included, and no more than its share
+    /// of `all`; at least 64 KiB.
+    pub(crate) fn within(lower: Arc<dyn Backend>, limit: usize, all: usize) -> Self {
         Self {
             lower,
-            limit: limit.max(LEAST_LIMIT),
+            limits: Arc::new(Limits {
+                each: limit.max(LEAST_LIMIT),
+                all,
+                handles: AtomicUsize::new(0),
+            }),
         }
     }
 
     pub(super) fn open_cached(&self) -> io::Result<Arc<CachedHandle>> {
         let capabilities = self.lower.capabilities();
+        let lower = self.lower.open()?;
+        self.limits.handles.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(CachedHandle {
-            lower: self.lower.open()?,
+            lower,
             size: self.lower.size(),
             read_only: capabilities.read_only,
-            limit: self.limit,
+            limits: Arc::clone(&self.limits),
             flushing: Mutex::new(()),
             state: Mutex::new(State {
                 contents: Contents::new(self.lower.size()),
@@ -113,13 +143,19 @@ pub(super) struct CachedHandle {
     lower: Arc<dyn Handle>,
     size: u64,
     read_only: bool,
-    limit: usize,
+    limits: Arc<Limits>,
     /// Held during a flush: a second one must not take what the first has written, but not made
     /// stable, for its own success.
     flushing: Mutex<()>,
     /// Locked while a piece is written back, so that nothing changes under it; not while blocks
     /// are loaded, nor during the flush below.
     state: Mutex<State>,
+}
+
+impl Drop for CachedHandle {
+    fn drop(&mut self) {
+        self.limits.handles.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct State {
@@ -173,7 +209,7 @@ impl Handle for CachedHandle {
     fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
         let end = end_within(self.size, offset, length)?;
         // Loading more would push out what was loaded first.
-        let loaded = length.min(self.limit as u64 / 2);
+        let loaded = length.min(self.limits.now() as u64 / 2);
         let mut scratch = zeroed(loaded.min(PIECE as u64) as usize)?;
         let mut position = offset;
         while position < offset + loaded {
@@ -237,7 +273,7 @@ impl CachedHandle {
 
     /// In bytes: what fits under the limit beside what must stay.
     fn modest_piece(&self) -> usize {
-        (self.limit / 4 / BLOCK * BLOCK).min(PIECE)
+        (self.limits.now() / 4 / BLOCK * BLOCK).min(PIECE)
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -315,7 +351,9 @@ impl CachedHandle {
             if let Some(mut state) = self.lock(patience)
                 && state.contents.generation() == generation
             {
-                state.contents.keep(blocks.start, &loaded, self.limit);
+                state
+                    .contents
+                    .keep(blocks.start, &loaded, self.limits.now());
             }
         }
         Ok(true)
@@ -338,13 +376,14 @@ impl CachedHandle {
 
     /// Makes the contents cost at most the limit less `need`.
     fn make_room(&self, state: &mut State, need: usize) -> io::Result<()> {
-        let most = self.limit.saturating_sub(need);
+        let limit = self.limits.now();
+        let most = limit.saturating_sub(need);
         state.contents.evict(most);
         if state.contents.cost() <= most {
             return Ok(());
         }
         // Somewhat more than needed, so that not each call from now on writes back a little.
-        let enough = most.min(self.limit / 4 * 3);
+        let enough = most.min(limit / 4 * 3);
         while state.contents.cost() > enough {
             let Some(run) = state.contents.next_dirty(state.spill_from) else {
                 state.contents.drop_clean();

@@ -287,7 +287,7 @@ mod kernel {
     use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
     use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
-    use crate::backend::{Content, Extent};
+    use super::super::{Content, Extent};
 
     /// What this file's filesystem has refused so far, so that it is not asked each time.
     #[derive(Debug, Default)]
@@ -466,7 +466,7 @@ mod kernel {
     use std::fs::File;
     use std::io;
 
-    use crate::backend::{Content, Extent};
+    use super::super::{Content, Extent};
 
     #[derive(Debug, Default)]
     pub(super) struct Abilities;

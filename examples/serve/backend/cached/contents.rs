@@ -5,9 +5,9 @@ use std::io;
 use std::mem::size_of;
 use std::ops::Range;
 
-use crate::backend::memory::PageHasher;
-use crate::backend::ranges::{RangeMap, Run};
-use crate::backend::{Content, Part, parts, with_capacity, zeroed};
+use super::super::memory::PageHasher;
+use super::super::ranges::{RangeMap, Run};
+use super::super::{Content, Part, parts, with_capacity, zeroed};
 
 /// The unit in which data is loaded and held, in bytes.
 pub(super) const BLOCK: usize = 4096;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::RngCore;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use crate::backend::cached::CachedHandle;
-use crate::backend::{Backend, CachedBackend, Content, Extent, FileBackend, Handle, Zeroing};
+use super::super::cached::CachedHandle;
+use super::super::{Backend, CachedBackend, Content, Extent, FileBackend, Handle, Zeroing};
 
 use super::{Probe, ProbeBackend, assert_ranges_are_checked, memory, read};
 
@@ -312,6 +312,34 @@ fn the_limit_is_respected_whatever_is_done() {
     }
     handle.flush().expect("flush");
     assert_eq!(handle.held(), 0);
+}
+
+#[test]
+fn many_handles_share_what_there_is_for_all() {
+    const ALL: usize = 8 * SMALL;
+    let lower = memory(SIZE);
+    let cached = CachedBackend::within(lower, 4 * SMALL, ALL);
+    let fill = |handle: &CachedHandle| {
+        for block in 0..100 {
+            handle
+                .write(block * 10_000, &[1; 10_000], false)
+                .expect("write");
+        }
+    };
+    let first = cached.open_cached().expect("open");
+    fill(&first);
+    assert!(first.held() > 2 * SMALL, "alone it has more than a share");
+    assert!(first.held() <= 4 * SMALL);
+    let others: Vec<_> = (0..7)
+        .map(|_| cached.open_cached().expect("open"))
+        .collect();
+    for handle in others.iter().chain([&first]) {
+        fill(handle);
+        assert!(handle.held() <= ALL / 8);
+    }
+    drop(others);
+    fill(&first);
+    assert!(first.held() > 2 * SMALL, "those that left have no share");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io;
 
 use tempfile::NamedTempFile;
 
-use crate::backend::{Backend, Content, Extent, FileBackend, Pace, Zeroing};
+use super::super::{Backend, Content, Extent, FileBackend, Pace, Zeroing};
 
 use super::{assert_ranges_are_checked, read};
 

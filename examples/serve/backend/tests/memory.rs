@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use crate::backend::memory::PAGE;
-use crate::backend::{Backend, Content, Extent, Handle, MemoryBackend, Pace, Zeroing};
+use super::super::memory::PAGE;
+use super::super::{Backend, Content, Extent, Handle, MemoryBackend, Pace, Zeroing};
 
 use super::{assert_ranges_are_checked, memory, read};
 

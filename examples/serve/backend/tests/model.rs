@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
-use crate::backend::{Backend, CachedBackend, Content, FileBackend, Handle, Zeroing};
+use super::super::{Backend, CachedBackend, Content, FileBackend, Handle, Zeroing};
 
 use super::{assert_ranges_are_checked, memory, read};
 
