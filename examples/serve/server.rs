@@ -152,12 +152,13 @@ impl Server {
         self.gone.notify_all();
     }
 
-    /// What a handle still has cached is written out before it is closed. While emulating, the
-    /// coordinator has seen to that already, and knew who to tell of a failure.
+    /// What a handle still has cached is written out before it is closed, where connections are on
+    /// their own. While emulating, the coordinator has seen to that already; what could not be
+    /// written then must not come now, after what others have written to the same place since.
     pub(crate) fn close_handle(&self, handle: &dyn Handle) {
         let mode = self.coordinator.lock().config().mode();
         if self.caches()
-            && mode != Mode::Unsafe
+            && matches!(mode, Mode::Plugin | Mode::Disable)
             && let Err(error) = handle.flush()
         {
             self.flush_failed(&error);
