@@ -204,10 +204,8 @@ fn a_wrong_command_line_is_refused_in_one_line() {
         (&["a"], "<DST>"),
         (&["a", "b", "c"], "'c'"),
         (&["a", "b", "--requests", "0"], "--requests"),
-        (
-            &["a", "b", "--request-size", "256Q"],
-            "such as 65536, 64K or 1M",
-        ),
+        (&["a", "b", "--request-size", "256Q"], "unknown unit \"q\""),
+        (&["a", "b", "--request-size", "64M"], "512 bytes to 32 MiB"),
         (&["a", "b", "--timeout", "0"], "--timeout"),
         (&["-", "--frobnicate"], "--frobnicate"),
     ] {

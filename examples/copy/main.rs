@@ -10,6 +10,8 @@ mod options;
 mod progress;
 #[path = "../shared/mod.rs"]
 mod shared;
+#[path = "../shared/size.rs"]
+mod size;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
