@@ -235,6 +235,14 @@ fn an_error_on_zeroing_is_told() {
     let path = file(&directory, "zeroes");
     fs::write(&path, vec![0; SIZE]).unwrap();
     copy([text(&path), server.uri()]).failed_with(&["cannot zero 262144 bytes at offset", "EIO"]);
+    // A hole, which goes in one request.
+    fs::File::create(&path)
+        .unwrap()
+        .set_len(SIZE as u64)
+        .unwrap();
+    let server = refusing(CommandType::WRITE_ZEROES, Errno::EIO);
+    copy([text(&path), server.uri()])
+        .failed_with(&["cannot zero 1049353 bytes at offset 0", "EIO"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod progress;
 mod shared;
 #[path = "../shared/size.rs"]
 mod size;
+mod zeroes;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -28,6 +29,9 @@ use options::Options;
 use progress::Progress;
 use shared::connection::{Connection, Settings};
 use shared::signals::Signals;
+
+/// A server may refuse to zero more at once than it takes as data (proto.md "Size constraints").
+const MAX_HOLE: u32 = 32 << 20;
 
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
@@ -95,8 +99,10 @@ fn copy(options: &Options) -> Result<(), Ended> {
     if let Some(signal) = signals.caught() {
         return Err(stopped(signal, "before anything was copied"));
     }
-    let (source, destination) = opened?;
+    let (source, mut destination) = opened?;
     let plan = plan(options, &source, &destination)?;
+    // From here on, what was in the destination is lost.
+    destination.make_room(plan.size)?;
     let flushable = destination.has_flush();
     if !flushable && !options.quiet {
         say("the destination has no flush: when its data is on permanent storage is not known");
@@ -151,6 +157,10 @@ fn stopped(signal: u8, rest: &str) -> Ended {
 /// Blocks that suit both ends (proto.md "Size constraints").
 fn plan(options: &Options, source: &Source, destination: &Destination) -> Result<Plan> {
     let size = source.size();
+    ensure!(
+        i64::try_from(size).is_ok(),
+        "the source is said to be {size} bytes long, which nothing can be"
+    );
     let mut unit = 512;
     let mut block = options.request_size();
     for session in [source.connection(), destination.connection()]
@@ -179,9 +189,13 @@ fn plan(options: &Options, source: &Source, destination: &Destination) -> Result
             "what one end takes at most at once is less than what the other takes at least"
         );
     }
+    let hole = destination.connection().map_or(MAX_HOLE, |connection| {
+        MAX_HOLE.min(max_payload(connection.session()))
+    });
     Ok(Plan {
         size,
         block: usize::try_from(block).unwrap_or(usize::MAX),
+        hole: u64::from(hole - hole % block),
         blocks: options.requests(),
         timeout: options.timeout(),
     })
