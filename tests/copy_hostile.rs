@@ -267,6 +267,31 @@ fn a_write_that_is_acknowledged_before_it_was_sent_is_a_lie() {
         .failed_with(&["acknowledged a write at offset 0 before it had the data"]);
 }
 
+#[test]
+fn a_file_that_becomes_shorter_is_told_of() {
+    for keeps in [SIZE as u64 - 1, THERE, 0] {
+        let directory = directory();
+        let path = file(&directory, "in");
+        // Data, or nothing but a hole after the first request: both must be seen to be gone.
+        for data in [contents(SIZE), vec![1; 262_144]] {
+            fs::write(&path, data).unwrap();
+            let source = fs::File::options().write(true).open(&path).unwrap();
+            source.set_len(SIZE as u64).unwrap();
+            let server = Server::with(structured(), vec![0; SIZE], move |_, request, _| {
+                if request.offset == 0 {
+                    source.set_len(keeps).unwrap();
+                }
+                false
+            });
+            copy([&text(&path), &server.uri(), "--requests", "1"]).failed_with(&[
+                "cannot read",
+                "has become shorter",
+                "incomplete",
+            ]);
+        }
+    }
+}
+
 // --- servers that leave, or say nothing ---
 
 #[test]

@@ -16,11 +16,13 @@ mod zeroes;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use indicatif::{BinaryBytes, HumanBytes};
+use signal_hook::consts::SIGXFSZ;
 
 use endpoint::{Destination, Source};
 use engine::{Failure, Flushed, Outcome, Plan};
@@ -89,6 +91,8 @@ fn one_line(error: &str) -> String {
 
 fn copy(options: &Options) -> Result<(), Ended> {
     let signals = Signals::listen().context("cannot listen to signals")?;
+    // Listened to, so that a limit on the size of files is an error of the write, not our end.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot listen to signals")?;
     let settings = Settings {
         // One more for the flush.
         capacity: options.requests() + 1,
