@@ -141,7 +141,8 @@ fn what_is_zero_takes_no_room_in_a_file() {
 
 #[test]
 fn the_holes_of_a_file_are_passed_on_in_large_pieces() {
-    let hole = 100 << 20;
+    // Its end is no multiple of the size of a request.
+    let hole = (100 << 20) + 4096;
     let data = contents(1 << 20);
     let directory = directory();
     let (from, to) = (file(&directory, "from"), file(&directory, "to"));
@@ -160,7 +161,15 @@ fn the_holes_of_a_file_are_passed_on_in_large_pieces() {
         let server = Server::good(offer, vec![0xee; size]);
         copy([text(&from), server.uri()]).well();
         assert!(*server.disk.lock().unwrap() == fs::read(&from).unwrap());
-        let zeroed = commands(&server.log(), CommandType::WRITE_ZEROES);
+        let log = server.log();
+        let written = commands(&log, CommandType::WRITE);
+        assert!(!written.is_empty());
+        assert!(
+            written
+                .iter()
+                .all(|request| request.offset % (256 << 10) == 0)
+        );
+        let zeroed = commands(&log, CommandType::WRITE_ZEROES);
         let longest = zeroed.iter().map(|request| request.length).max();
         assert_eq!(longest, Some(u64::from(maximum.min(32 << 20))));
     }
