@@ -7,6 +7,7 @@ mod copy_support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
 
 use copy_support::{Heard, Offer, Peer, Rng, Server, contents, copy, directory, file, text};
 use nbd_proto::session::{ReplyStyle, Session};
@@ -111,6 +112,84 @@ fn from_file_to_file() {
     fs::write(&to, vec![0xee; 2 * SIZE]).unwrap();
     copy([&from, &to]).well();
     assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+}
+
+/// How many bytes of storage a file takes.
+fn allocated(path: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn what_is_zero_takes_no_room_in_a_file() {
+    let mut data = vec![0; 8 << 20];
+    // Pieces that are smaller than a request.
+    for at in (0..data.len()).step_by(512 << 10) {
+        data[at + 5000] = 1;
+    }
+    let directory = directory();
+    let path = file(&directory, "out");
+    for old in [&b""[..], &vec![0xee; 9 << 20]] {
+        fs::write(&path, old).unwrap();
+        let server = Server::good(Offer::new(data.len()), data.clone());
+        copy([server.uri(), text(&path)]).well();
+        assert!(fs::read(&path).unwrap() == data);
+        // 16 blocks, and what the file system needs for itself.
+        assert!(allocated(&path) <= 1 << 20, "{}", allocated(&path));
+    }
+}
+
+#[test]
+fn the_holes_of_a_file_are_passed_on_in_large_pieces() {
+    // Its end is no multiple of the size of a request.
+    let hole = (100 << 20) + 4096;
+    let data = contents(1 << 20);
+    let directory = directory();
+    let (from, to) = (file(&directory, "from"), file(&directory, "to"));
+    let source = fs::File::create(&from).unwrap();
+    source.write_all_at(&data, hole).unwrap();
+    // The end is a hole, too, and ends amid a block.
+    let size = usize::try_from(hole).unwrap() + data.len() + 777_777;
+    source.set_len(size as u64).unwrap();
+
+    copy([&from, &to]).well();
+    assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+    assert!(allocated(&to) <= 2 << 20, "{}", allocated(&to));
+
+    for maximum in [1 << 20, u32::MAX] {
+        let offer = Offer::new(size).block_sizes(1, 4096, maximum);
+        let server = Server::good(offer, vec![0xee; size]);
+        copy([text(&from), server.uri()]).well();
+        assert!(*server.disk.lock().unwrap() == fs::read(&from).unwrap());
+        let log = server.log();
+        let written = commands(&log, CommandType::WRITE);
+        assert!(!written.is_empty());
+        assert!(
+            written
+                .iter()
+                .all(|request| request.offset % (256 << 10) == 0)
+        );
+        let zeroed = commands(&log, CommandType::WRITE_ZEROES);
+        let longest = zeroed.iter().map(|request| request.length).max();
+        assert_eq!(longest, Some(u64::from(maximum.min(32 << 20))));
+    }
+
+    // Without such a command they are written.
+    let offer = Offer::new(size).flags(TransmissionFlags::SEND_FLUSH);
+    let server = Server::good(offer, vec![0xee; size]);
+    copy([text(&from), server.uri()]).well();
+    assert!(*server.disk.lock().unwrap() == fs::read(&from).unwrap());
+}
+
+#[test]
+fn an_export_may_be_at_an_ipv6_address() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("this machine has no IPv6: nothing was tested");
+        return;
+    }
+    let server = Server::good_on("::1", Offer::new(SIZE), contents(SIZE));
+    assert!(server.uri().starts_with("nbd://[::1]:"));
+    fetch(&server, &[]);
 }
 
 #[test]

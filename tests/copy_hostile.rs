@@ -235,6 +235,14 @@ fn an_error_on_zeroing_is_told() {
     let path = file(&directory, "zeroes");
     fs::write(&path, vec![0; SIZE]).unwrap();
     copy([text(&path), server.uri()]).failed_with(&["cannot zero 262144 bytes at offset", "EIO"]);
+    // A hole, which goes in one request.
+    fs::File::create(&path)
+        .unwrap()
+        .set_len(SIZE as u64)
+        .unwrap();
+    let server = refusing(CommandType::WRITE_ZEROES, Errno::EIO);
+    copy([text(&path), server.uri()])
+        .failed_with(&["cannot zero 1049353 bytes at offset 0", "EIO"]);
 }
 
 #[test]
@@ -257,6 +265,31 @@ fn a_write_that_is_acknowledged_before_it_was_sent_is_a_lie() {
     });
     store(&server, size, &["--request-size", "32M"])
         .failed_with(&["acknowledged a write at offset 0 before it had the data"]);
+}
+
+#[test]
+fn a_file_that_becomes_shorter_is_told_of() {
+    for keeps in [SIZE as u64 - 1, THERE, 0] {
+        let directory = directory();
+        let path = file(&directory, "in");
+        // Data, or nothing but a hole after the first request: both must be seen to be gone.
+        for data in [contents(SIZE), vec![1; 262_144]] {
+            fs::write(&path, data).unwrap();
+            let source = fs::File::options().write(true).open(&path).unwrap();
+            source.set_len(SIZE as u64).unwrap();
+            let server = Server::with(structured(), vec![0; SIZE], move |_, request, _| {
+                if request.offset == 0 {
+                    source.set_len(keeps).unwrap();
+                }
+                false
+            });
+            copy([&text(&path), &server.uri(), "--requests", "1"]).failed_with(&[
+                "cannot read",
+                "has become shorter",
+                "incomplete",
+            ]);
+        }
+    }
 }
 
 // --- servers that leave, or say nothing ---

@@ -11,7 +11,8 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 
 use copy_support::{
-    Heard, Offer, Server, contents, copy, directory, fetch, file, start, store, text,
+    Heard, Offer, Server, contents, copy, directory, fetch, file, start, start_with_file_limit,
+    store, text,
 };
 use nbd_proto::wire::{Errno, TransmissionFlags};
 use rustix::process::Signal;
@@ -141,7 +142,7 @@ fn an_export_that_is_too_large_for_a_file_is_refused() {
     let mut offer = structured();
     offer.size = u64::MAX;
     let server = Server::good(offer, Vec::new());
-    fetch(&server, &[]).failed_with(&["18446744073709551615 bytes long"]);
+    fetch(&server, &[]).failed_with(&["18446744073709551615 bytes long", "nothing can be"]);
 }
 
 #[test]
@@ -149,6 +150,49 @@ fn a_size_that_the_destination_cannot_take_exactly_is_refused() {
     let offer = Offer::new(1 << 20).block_sizes(512, 4096, 1 << 20);
     let server = Server::good(offer, vec![0; 1 << 20]);
     store(&server, 1000, &[]).failed_with(&["1000 bytes", "not a multiple of the 512"]);
+}
+
+#[test]
+fn a_file_stays_as_it_is_if_the_source_cannot_be_copied() {
+    let directory = directory();
+    let path = file(&directory, "precious");
+    for (offer, words) in [
+        // Its last bytes cannot be read.
+        (
+            structured().block_sizes(512, 4096, 1 << 20),
+            "not a multiple of the 512",
+        ),
+        (
+            Offer {
+                size: (1 << 63) + 512,
+                ..structured()
+            },
+            "which nothing can be",
+        ),
+    ] {
+        fs::write(&path, "precious").unwrap();
+        let server = Server::good(offer, Vec::new());
+        copy([server.uri(), text(&path)]).failed_with(&[words]);
+        assert_eq!(fs::read(&path).unwrap(), b"precious", "{words}");
+    }
+}
+
+#[test]
+fn a_file_that_would_be_larger_than_allowed_stays_as_it_is() {
+    let directory = directory();
+    let path = file(&directory, "precious");
+    fs::write(&path, "precious").unwrap();
+    let server = Server::good(structured(), contents(SIZE));
+    start_with_file_limit(64 << 10, [server.uri(), text(&path)])
+        .finish()
+        .failed_with(&["cannot make the destination", "File too large"]);
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn an_export_is_not_copied_onto_itself() {
+    let server = Server::good(structured(), contents(SIZE));
+    copy([server.uri(), server.uri()]).failed_with(&["the same export"]);
 }
 
 #[test]
@@ -204,10 +248,8 @@ fn a_wrong_command_line_is_refused_in_one_line() {
         (&["a"], "<DST>"),
         (&["a", "b", "c"], "'c'"),
         (&["a", "b", "--requests", "0"], "--requests"),
-        (
-            &["a", "b", "--request-size", "256Q"],
-            "such as 65536, 64K or 1M",
-        ),
+        (&["a", "b", "--request-size", "256Q"], "unknown unit \"q\""),
+        (&["a", "b", "--request-size", "64M"], "512 bytes to 32 MiB"),
         (&["a", "b", "--timeout", "0"], "--timeout"),
         (&["-", "--frobnicate"], "--frobnicate"),
     ] {

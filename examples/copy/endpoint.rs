@@ -20,6 +20,8 @@ use super::shared::uri::NbdUri;
 pub(crate) struct Done {
     pub(crate) command: CommandType,
     pub(crate) offset: u64,
+    pub(crate) length: u64,
+    /// What came with it; after a read that went well, the data.
     pub(crate) buffer: Vec<u8>,
     /// How it went; a failure in words.
     pub(crate) result: Result<(), String>,
@@ -30,6 +32,7 @@ impl From<Completion> for Done {
         Self {
             command: completion.request.kind,
             offset: completion.request.offset,
+            length: completion.request.length,
             buffer: completion.buffer,
             result: completion.result.map_err(|failed| failed.to_string()),
         }
@@ -55,6 +58,14 @@ impl Place {
             }
             _ => Ok(Self::File(Path::new(argument).into())),
         }
+    }
+}
+
+impl Place {
+    /// Whether this is the same export, by the same way to its server.
+    fn is_export_of(&self, uri: &NbdUri) -> bool {
+        matches!(self, Self::Server(own)
+            if (&own.transport, &own.export) == (&uri.transport, &uri.export))
     }
 }
 
@@ -140,18 +151,23 @@ impl<F> Endpoint<F> {
         }
     }
 
-    fn file_done(&mut self, command: CommandType, offset: u64, buffer: Vec<u8>, done: Outcome) {
-        let result = done.map_err(|error| error.to_string());
+    /// Notes what a file has done.
+    fn file_did(
+        &mut self,
+        command: CommandType,
+        (offset, length): (u64, u64),
+        buffer: Vec<u8>,
+        result: std::io::Result<()>,
+    ) {
         self.done.push_back(Done {
             command,
             offset,
+            length,
             buffer,
-            result,
+            result: result.map_err(|error| error.to_string()),
         });
     }
 }
-
-type Outcome = std::io::Result<()>;
 
 impl Source {
     pub(crate) fn open(place: Place, settings: &Settings<'_>) -> Result<Self> {
@@ -180,6 +196,15 @@ impl Source {
         }
     }
 
+    /// How many bytes from `offset` on are known to be zeroes without being read. A server could
+    /// only be asked by block status.
+    pub(crate) fn hole(&mut self, offset: u64) -> u64 {
+        match &mut self.end {
+            Some(End::File(file)) => file.hole(offset),
+            _ => 0,
+        }
+    }
+
     /// Asks for `length` bytes.
     pub(crate) fn read(
         &mut self,
@@ -192,7 +217,8 @@ impl Source {
             Some(End::File(file)) => {
                 buffer.resize(length, 0);
                 let result = file.read(offset, &mut buffer);
-                self.file_done(CommandType::READ, offset, buffer, result);
+                let range = (offset, length as u64);
+                self.file_did(CommandType::READ, range, buffer, result);
                 Ok(())
             }
             None => Err(Error::Closed),
@@ -201,21 +227,33 @@ impl Source {
 }
 
 impl Destination {
-    /// Opens the destination, and makes sure that it has room for the source.
+    /// Opens the destination. Nothing in it is changed yet.
     pub(crate) fn open(place: Place, source: &Source, settings: &Settings<'_>) -> Result<Self> {
-        let size = source.size();
         let end = match &place {
             Place::Server(uri) => {
+                ensure!(
+                    !source.place().is_export_of(uri),
+                    "source and destination are the same export: {uri}"
+                );
                 let connection = Connection::open(uri, settings).context(place.to_string())?;
-                check_room(&connection, size).context(place.to_string())?;
                 End::Server(connection.into())
             }
             Place::File(path) => {
-                let file = DestinationFile::create(path, size, source.file());
+                let file = DestinationFile::open(path, source.file());
                 End::File(file.context(place.to_string())?)
             }
         };
         Ok(Self::new(end, place))
+    }
+
+    /// Makes sure that there is room for `size` bytes; a file's contents are thrown away.
+    pub(crate) fn make_room(&mut self, size: u64) -> Result<()> {
+        match &mut self.end {
+            Some(End::Server(connection)) => check_room(connection, size),
+            Some(End::File(file)) => file.make_room(size),
+            None => Ok(()),
+        }
+        .with_context(|| self.place.to_string())
     }
 
     /// Whether [`flush`](Self::flush) can be used.
@@ -226,24 +264,39 @@ impl Destination {
         }
     }
 
-    /// Writes the buffer.
-    pub(crate) fn write(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Error> {
-        let all_zero = is_zero(&buffer);
+    /// Whether there is something better for zeroes than to write them.
+    pub(crate) fn has_zeroes(&self) -> bool {
+        match &self.end {
+            Some(End::Server(connection)) => has(connection, TransmissionFlags::SEND_WRITE_ZEROES),
+            Some(End::File(file)) => file.is_sparse(),
+            None => false,
+        }
+    }
+
+    /// Makes a range, which was not written yet, read as zeroes; where [`has_zeroes`] says so.
+    ///
+    /// [`has_zeroes`]: Self::has_zeroes
+    pub(crate) fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<(), Error> {
         match &mut self.end {
-            Some(End::Server(connection)) => {
-                if all_zero && has(connection, TransmissionFlags::SEND_WRITE_ZEROES) {
-                    connection.write_zeroes(offset, buffer)
-                } else {
-                    connection.write(offset, buffer)
-                }
+            Some(End::Server(connection)) => connection.write_zeroes(offset, length),
+            Some(End::File(_)) => {
+                // It is sparse: there is nothing to be done.
+                let range = (offset, length);
+                self.file_did(CommandType::WRITE_ZEROES, range, Vec::new(), Ok(()));
+                Ok(())
             }
+            None => Err(Error::Closed),
+        }
+    }
+
+    /// Writes the buffer to a range that was not written yet.
+    pub(crate) fn write(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Error> {
+        match &mut self.end {
+            Some(End::Server(connection)) => connection.write(offset, buffer),
             Some(End::File(file)) => {
-                let result = if all_zero {
-                    file.write_zeroes(offset, &buffer)
-                } else {
-                    file.write(offset, &buffer)
-                };
-                self.file_done(CommandType::WRITE, offset, buffer, result);
+                let result = file.write(offset, &buffer);
+                let range = (offset, buffer.len() as u64);
+                self.file_did(CommandType::WRITE, range, buffer, result);
                 Ok(())
             }
             None => Err(Error::Closed),
@@ -256,7 +309,7 @@ impl Destination {
             Some(End::Server(connection)) => connection.flush(),
             Some(End::File(file)) => {
                 let result = file.flush();
-                self.file_done(CommandType::FLUSH, 0, Vec::new(), result);
+                self.file_did(CommandType::FLUSH, (0, 0), Vec::new(), result);
                 Ok(())
             }
             None => Err(Error::Closed),
@@ -281,32 +334,9 @@ fn check_room(connection: &Connection, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is nothing but zeroes: the first is one, and each is like the one before.
-fn is_zero(bytes: &[u8]) -> bool {
-    match bytes {
-        [] => true,
-        [first, rest @ ..] => *first == 0 && rest == bytes.get(..rest.len()).unwrap_or(&[]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_byte_that_is_not_zero_is_found_anywhere() {
-        assert!(is_zero(&[]));
-        for length in [1, 2, 3, 8, 100] {
-            let mut bytes = vec![0; length];
-            assert!(is_zero(&bytes));
-            for at in 0..length {
-                bytes[at] = 1;
-                assert!(!is_zero(&bytes), "{at} of {length}");
-                bytes[at] = 0;
-            }
-        }
-        assert!(!is_zero(&[7; 9]));
-    }
 
     #[test]
     fn what_looks_like_a_uri_never_becomes_a_file() {

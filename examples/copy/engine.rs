@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::shared::connection::Error;
 use super::shared::signals::Signals;
 use super::shared::stream::wait_any;
+use super::zeroes::is_zero;
 
 /// How long, at most, requests in flight are waited for once the copy has failed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) size: u64,
     /// How much is moved at once, in bytes.
     pub(crate) block: usize,
+    /// How much of a hole is passed on at once, in bytes: a multiple of `block`.
+    pub(crate) hole: u64,
     /// How many blocks are on their way at once.
     pub(crate) blocks: usize,
     /// How long a server may be silent.
@@ -127,7 +130,9 @@ impl Copy {
         loop {
             // What is done makes room for more; files are done at once.
             loop {
-                if let Some(signal) = signals.caught() {
+                if let Some(signal) = signals.caught()
+                    && !self.is_complete()
+                {
                     self.fail(Failure::Signal(signal));
                 }
                 self.begin_more();
@@ -156,8 +161,12 @@ impl Copy {
         let is_idle = self.source.is_idle() && self.destination.is_idle();
         match (&self.failure, self.give_up) {
             (Some(_), Some(give_up)) => is_idle || give_up <= Instant::now(),
-            _ => matches!(self.end, Ending::Flushed | Ending::Unflushed),
+            _ => self.is_complete(),
         }
+    }
+
+    const fn is_complete(&self) -> bool {
+        matches!(self.end, Ending::Flushed | Ending::Unflushed)
     }
 
     // --- asking ---
@@ -184,9 +193,15 @@ impl Copy {
     }
 
     fn begin_block(&mut self) {
-        let left = self.plan.size - self.next;
+        let length = self.hole();
+        if length > 0 {
+            self.under_way += 1;
+            self.write_zeroes(self.next, length);
+            self.next += length;
+            return;
+        }
         let length =
-            usize::try_from(left).map_or(self.plan.block, |left| left.min(self.plan.block));
+            usize::try_from(self.left()).map_or(self.plan.block, |left| left.min(self.plan.block));
         let buffer = self.spare.pop().unwrap_or_default();
         match self.source.read(self.next, length, buffer) {
             Ok(()) => {
@@ -198,6 +213,34 @@ impl Copy {
         }
     }
 
+    const fn left(&self) -> u64 {
+        self.plan.size - self.next
+    }
+
+    /// How much from the next block on can be passed on as zeroes without being read: whole
+    /// blocks, so that what follows is as well aligned as without.
+    fn hole(&mut self) -> u64 {
+        if !self.destination.has_zeroes() {
+            return 0;
+        }
+        let hole = self.source.hole(self.next).min(self.plan.hole);
+        if hole >= self.left() {
+            return self.left();
+        }
+        hole - hole % self.plan.block as u64
+    }
+
+    fn write_zeroes(&mut self, offset: u64, length: u64) {
+        if let Err(error) = self.destination.write_zeroes(offset, length) {
+            self.destination_failed(&error);
+        }
+    }
+
+    fn destination_failed(&mut self, error: &Error) {
+        let place = self.destination.place();
+        self.fail(Failure::Error(format!("{place}: {error}")));
+    }
+
     fn begin_flush(&mut self) {
         if !self.destination.has_flush() {
             self.end = Ending::Unflushed;
@@ -205,8 +248,7 @@ impl Copy {
         }
         self.end = Ending::Flushing;
         if let Err(error) = self.destination.flush() {
-            let place = self.destination.place();
-            self.fail(Failure::Error(format!("{place}: {error}")));
+            self.destination_failed(&error);
         }
     }
 
@@ -229,7 +271,7 @@ impl Copy {
     fn take_read(&mut self, done: Done) {
         self.reading -= 1;
         if let Err(why) = &done.result {
-            let (length, offset) = (done.buffer.len(), done.offset);
+            let Done { offset, length, .. } = done;
             let place = self.source.place();
             self.fail(Failure::Error(format!(
                 "cannot read {length} bytes at offset {offset} of {place}: {why}"
@@ -238,14 +280,16 @@ impl Copy {
         if self.failure.is_some() {
             return;
         }
-        if let Err(error) = self.destination.write(done.offset, done.buffer) {
-            let place = self.destination.place();
-            self.fail(Failure::Error(format!("{place}: {error}")));
+        if self.destination.has_zeroes() && is_zero(&done.buffer) {
+            self.spare.push(done.buffer);
+            self.write_zeroes(done.offset, done.length);
+        } else if let Err(error) = self.destination.write(done.offset, done.buffer) {
+            self.destination_failed(&error);
         }
     }
 
     fn take_written(&mut self, done: Done) {
-        let (length, offset) = (done.buffer.len(), done.offset);
+        let Done { offset, length, .. } = done;
         let place = self.destination.place();
         let failure = match (&done.result, done.command) {
             (Ok(()), CommandType::FLUSH) => {
@@ -253,9 +297,11 @@ impl Copy {
                 return;
             }
             (Ok(()), _) => {
-                self.copied += length as u64;
+                self.copied += length;
                 self.under_way -= 1;
-                self.spare.push(done.buffer);
+                if !done.buffer.is_empty() {
+                    self.spare.push(done.buffer);
+                }
                 return;
             }
             (Err(why), CommandType::FLUSH) => format!(
@@ -311,8 +357,7 @@ impl Copy {
             self.fail(Failure::Error(format!("{}: {error}", self.source.place())));
         }
         if let Err(error) = destination {
-            let place = self.destination.place();
-            self.fail(Failure::Error(format!("{place}: {error}")));
+            self.destination_failed(&error);
         }
     }
 }

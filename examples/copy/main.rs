@@ -10,14 +10,19 @@ mod options;
 mod progress;
 #[path = "../shared/mod.rs"]
 mod shared;
+#[path = "../shared/size.rs"]
+mod size;
+mod zeroes;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use indicatif::{BinaryBytes, HumanBytes};
+use signal_hook::consts::SIGXFSZ;
 
 use endpoint::{Destination, Source};
 use engine::{Failure, Flushed, Outcome, Plan};
@@ -26,6 +31,9 @@ use options::Options;
 use progress::Progress;
 use shared::connection::{Connection, Settings};
 use shared::signals::Signals;
+
+/// A server may refuse to zero more at once than it takes as data (proto.md "Size constraints").
+const MAX_HOLE: u32 = 32 << 20;
 
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
@@ -83,6 +91,8 @@ fn one_line(error: &str) -> String {
 
 fn copy(options: &Options) -> Result<(), Ended> {
     let signals = Signals::listen().context("cannot listen to signals")?;
+    // Listened to, so that a limit on the size of files is an error of the write, not our end.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot listen to signals")?;
     let settings = Settings {
         // One more for the flush.
         capacity: options.requests() + 1,
@@ -93,8 +103,10 @@ fn copy(options: &Options) -> Result<(), Ended> {
     if let Some(signal) = signals.caught() {
         return Err(stopped(signal, "before anything was copied"));
     }
-    let (source, destination) = opened?;
+    let (source, mut destination) = opened?;
     let plan = plan(options, &source, &destination)?;
+    // From here on, what was in the destination is lost.
+    destination.make_room(plan.size)?;
     let flushable = destination.has_flush();
     if !flushable && !options.quiet {
         say("the destination has no flush: when its data is on permanent storage is not known");
@@ -149,6 +161,10 @@ fn stopped(signal: u8, rest: &str) -> Ended {
 /// Blocks that suit both ends (proto.md "Size constraints").
 fn plan(options: &Options, source: &Source, destination: &Destination) -> Result<Plan> {
     let size = source.size();
+    ensure!(
+        i64::try_from(size).is_ok(),
+        "the source is said to be {size} bytes long, which nothing can be"
+    );
     let mut unit = 512;
     let mut block = options.request_size();
     for session in [source.connection(), destination.connection()]
@@ -177,9 +193,13 @@ fn plan(options: &Options, source: &Source, destination: &Destination) -> Result
             "what one end takes at most at once is less than what the other takes at least"
         );
     }
+    let hole = destination.connection().map_or(MAX_HOLE, |connection| {
+        MAX_HOLE.min(max_payload(connection.session()))
+    });
     Ok(Plan {
         size,
         block: usize::try_from(block).unwrap_or(usize::MAX),
+        hole: u64::from(hole - hole % block),
         blocks: options.requests(),
         timeout: options.timeout(),
     })

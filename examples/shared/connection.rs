@@ -208,15 +208,14 @@ impl Connection {
         self.submit(request, buffer)
     }
 
-    /// Makes a range read as zeroes. The buffer only comes back.
+    /// Makes a range read as zeroes.
     ///
     /// # Errors
     ///
     /// [`Error::Request`] if the server could only refuse it.
-    pub(crate) fn write_zeroes(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Error> {
+    pub(crate) fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<(), Error> {
         let cookie = self.cookie();
-        let request = Request::write_zeroes(cookie, offset, buffer.len() as u64);
-        self.submit(request, buffer)
+        self.submit(Request::write_zeroes(cookie, offset, length), Vec::new())
     }
 
     /// Asks for everything that was written to be put on permanent storage.

@@ -82,14 +82,8 @@ impl Stream {
     pub(crate) fn connect(transport: &Transport, patience: Patience<'_>) -> io::Result<Self> {
         match transport {
             Transport::Tcp { host, port } => {
-                let mut result = Err(io::Error::other("the host has no address"));
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    result = connect_tcp(&address, patience);
-                    if result.is_ok() {
-                        break;
-                    }
-                }
-                result
+                let addresses: Vec<_> = (host.as_str(), *port).to_socket_addrs()?.collect();
+                connect_any(&addresses, patience)
             }
             Transport::Unix { path } => {
                 let address = unix_address(path)?;
@@ -107,6 +101,26 @@ impl Stream {
             Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
         };
     }
+}
+
+/// Tries one address after the other. Each gets its share of the time that is left, lest one that
+/// says nothing takes it from one that would answer.
+fn connect_any(addresses: &[SocketAddr], patience: Patience<'_>) -> io::Result<Stream> {
+    let mut result = Err(io::Error::other("the host has no address"));
+    for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let now = Instant::now();
+        let time = patience.deadline.saturating_duration_since(now);
+        let share = time / u32::try_from(left).unwrap_or(u32::MAX);
+        let patience = Patience {
+            deadline: now + share,
+            ..patience
+        };
+        result = connect_tcp(address, patience);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 fn connect_tcp(address: &SocketAddr, patience: Patience<'_>) -> io::Result<Stream> {
@@ -246,5 +260,48 @@ impl Write for Patient<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A socket that listens, and answers nobody: its queue is full.
+    #[cfg(target_os = "linux")]
+    fn mute() -> (TcpListener, Vec<TcpStream>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let time = Duration::from_millis(200);
+        let queue = std::iter::from_fn(|| TcpStream::connect_timeout(&address, time).ok());
+        let queue = queue.take(100).collect();
+        (listener, queue)
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_address_that_says_nothing_leaves_time_for_the_others() {
+        let (mute, _queue) = mute();
+        let good = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let addresses = [&mute, &mute, &good].map(|listener| listener.local_addr().unwrap());
+        let patience = Patience {
+            deadline: Instant::now() + Duration::from_secs(3),
+            signals: None,
+        };
+        let error = connect_any(
+            &addresses[..1],
+            Patience {
+                deadline: Instant::now() + Duration::from_millis(200),
+                ..patience
+            },
+        );
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(
+            matches!(connect_any(&addresses, patience), Ok(Stream::Tcp(stream))
+            if stream.peer_addr().unwrap() == addresses[2])
+        );
     }
 }

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -55,8 +55,21 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Running {
-    let child = Command::new(program())
-        .args(arguments)
+    start_command(Command::new(program()).args(arguments))
+}
+
+/// Starts the program where a file must not have more than `size` bytes, a multiple of 512.
+pub(crate) fn start_with_file_limit<A: AsRef<OsStr>>(
+    size: u32,
+    arguments: impl IntoIterator<Item = A>,
+) -> Running {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -f {}; exec \"$0\" \"$@\"", size / 512);
+    start_command(command.args(["-c", &script]).arg(program()).args(arguments))
+}
+
+fn start_command(command: &mut Command) -> Running {
+    let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -246,7 +259,7 @@ impl Offer {
 
 /// A server in a thread, on a port of its own.
 pub(crate) struct Server {
-    port: u16,
+    address: SocketAddr,
     pub(crate) disk: Disk,
     log: Receiver<Heard>,
     /// Dropped with the server: the test is over.
@@ -287,6 +300,16 @@ impl Server {
         Self::new(offer, contents, |peer| peer.serve(|_, _, _| false))
     }
 
+    /// A server without fault, at an address of this machine.
+    pub(crate) fn good_on(address: &str, offer: Offer, contents: Vec<u8>) -> Self {
+        let address = address.parse().unwrap();
+        Self::listen_on(address, contents, move |mut stream, disk, log, test| {
+            if let Some(session) = shake_hands(&mut stream, &offer) {
+                Peer::new(stream, session, disk, log, test).serve(|_, _, _| false);
+            }
+        })
+    }
+
     /// A server that does something else with the requests for which `special` returns true.
     pub(crate) fn with(
         offer: Offer,
@@ -311,8 +334,16 @@ impl Server {
         contents: Vec<u8>,
         behave: impl FnOnce(TcpStream, Disk, Sender<Heard>, Receiver<()>) + Send + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Self::listen_on(Ipv4Addr::LOCALHOST.into(), contents, behave)
+    }
+
+    fn listen_on(
+        address: IpAddr,
+        contents: Vec<u8>,
+        behave: impl FnOnce(TcpStream, Disk, Sender<Heard>, Receiver<()>) + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
         let disk = Arc::new(Mutex::new(contents));
         let (sender, log) = mpsc::channel();
         let (_test, test) = mpsc::channel();
@@ -325,7 +356,7 @@ impl Server {
             behave(stream, theirs, sender, test);
         });
         Self {
-            port,
+            address,
             disk,
             log,
             _test,
@@ -333,7 +364,7 @@ impl Server {
     }
 
     pub(crate) fn uri(&self) -> String {
-        format!("nbd://127.0.0.1:{}/disk", self.port)
+        format!("nbd://{}/disk", self.address)
     }
 
     /// All that the client asked, once it is gone.
