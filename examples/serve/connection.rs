@@ -5,7 +5,7 @@
 //! two turns at the coordinator and one write to the socket. Everything else goes to the
 //! connection's [`Crew`].
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -40,6 +40,9 @@ const SIP: usize = 4 << 10;
 /// A batch is answered when its replies have this many bytes, and not only when the input is used
 /// up.
 const BATCH_BYTES: u64 = 256 << 10;
+
+/// From this length on, data is sent from where it lies: gathering it costs less than copying it.
+const LARGE_READ: u64 = 32 << 10;
 
 /// How long a handshake may take, altogether. It is some messages back and forth, between programs.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -282,7 +285,7 @@ impl Connection {
 
     /// Sends bytes to the client. If it does not take them, or not within `patience` if there is
     /// no time for more, it is gone: what remains to be sent to it is dropped.
-    pub(crate) fn send(&self, parts: &[&[u8]], patience: Option<Duration>) {
+    pub(crate) fn send(&self, parts: &mut [IoSlice<'_>], patience: Option<Duration>) {
         if let Err(error) = self.try_send(parts, patience) {
             self.broken.store(true, Ordering::Relaxed);
             self.server
@@ -293,7 +296,7 @@ impl Connection {
         }
     }
 
-    fn try_send(&self, parts: &[&[u8]], patience: Option<Duration>) -> io::Result<()> {
+    fn try_send(&self, parts: &mut [IoSlice<'_>], patience: Option<Duration>) -> io::Result<()> {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let _writing = match deadline {
             None => self.writing.lock(),
@@ -306,10 +309,10 @@ impl Connection {
             return Ok(());
         }
         let _since = self.sending.now();
-        parts.iter().try_for_each(|part| match deadline {
-            None => (&self.stream).write_all(part),
-            Some(deadline) => Until::new(&self.stream, deadline).write_all(part),
-        })
+        match deadline {
+            None => write_all(&mut &self.stream, parts),
+            Some(deadline) => write_all(&mut Until::new(&self.stream, deadline), parts),
+        }
     }
 
     /// Whether it holds memory that others may need, and the server has waited so long for its
@@ -329,6 +332,20 @@ impl Connection {
         self.stream.shutdown(Shutdown::Both);
         self.server.gone(self.id);
     }
+}
+
+/// Writes all of the parts, with as few calls as it takes.
+fn write_all(stream: &mut impl Write, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match stream.write_vectored(parts) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut parts, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Since when something lasts.
@@ -524,7 +541,7 @@ impl<'c> Batch<'c> {
         }
         if !self.replies.is_empty() {
             let connection = self.connection;
-            self.replies.send(|bytes| connection.send(&[bytes], None));
+            self.replies.send(|parts| connection.send(parts, None));
         }
         self.connection
             .budget
@@ -623,6 +640,13 @@ fn try_execute(
         (Pace::Immediate, CommandType::READ) => {
             if let Some(reply) = hole_reply(handle, encoder, request) {
                 replies.heads(&reply);
+                return Some(Ok(()));
+            }
+            if request.length >= LARGE_READ
+                && let Ok(length) = usize::try_from(request.length)
+                && let Some(pieces) = handle.pieces(request.offset, length)
+            {
+                replies.pieces(encoder, request, pieces);
                 return Some(Ok(()));
             }
             let read = |buffer: &mut [u8]| handle.read(request.offset, buffer);

@@ -6,7 +6,7 @@
 //! waiting. A connection that has nothing to do occupies no thread of the pools.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -281,15 +281,15 @@ fn write_reply(
     let Some(encoder) = connection.encoder() else {
         return;
     };
-    let send = |parts: &[&[u8]]| connection.send(parts, patience);
+    let send = |parts: [&[u8]; 2]| connection.send(&mut parts.map(IoSlice::new), patience);
     match (result, data) {
-        (Err(errno), _) => send(&[&encoder.fail(request, errno)]),
-        (Ok(()), Data::None) => send(&[&encoder.ok(request)]),
-        (Ok(()), Data::Hole([hole, done])) => send(&[hole, done]),
+        (Err(errno), _) => send([&encoder.fail(request, errno), &[]]),
+        (Ok(()), Data::None) => send([&encoder.ok(request), &[]]),
+        (Ok(()), Data::Hole([hole, done])) => send([hole, done]),
         (Ok(()), Data::Bytes(bytes)) => match encoder.read(request) {
-            Ok(head) => send(&[&head, bytes]),
+            Ok(head) => send([&head, bytes]),
             // What passed the check fits into one reply.
-            Err(_) => send(&[&encoder.fail(request, Errno::EINVAL)]),
+            Err(_) => send([&encoder.fail(request, Errno::EINVAL), &[]]),
         },
     }
 }

@@ -1,10 +1,12 @@
-//! Replies that are sent together: heads and data, one after the other, in one buffer.
+//! Replies that are sent together: heads and data, one after the other, in one buffer; but for
+//! data that can be sent from where it lies.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{Errno, Request};
 
+use super::backend::Piece;
 use super::execute::to_errno;
 
 /// What the buffer may keep when it is empty; a single large read grows it for a moment.
@@ -19,6 +21,8 @@ const STEP: usize = 64 << 10;
 pub(crate) struct Replies {
     buffer: Vec<u8>,
     len: usize,
+    /// What goes between the bytes of the buffer, and where.
+    pieces: Vec<(usize, Piece)>,
 }
 
 impl Replies {
@@ -26,6 +30,7 @@ impl Replies {
         Self {
             buffer: Vec::new(),
             len: 0,
+            pieces: Vec::new(),
         }
     }
 
@@ -106,6 +111,20 @@ impl Replies {
         done.unwrap_or(Err(Errno::EIO))
     }
 
+    /// The reply to a read whose data stays where it is.
+    pub(crate) fn pieces(&mut self, encoder: &ReplyEncoder, request: &Request, data: Vec<Piece>) {
+        match encoder.read(request) {
+            Ok(head) => {
+                self.push(&head);
+                let at = self.len;
+                self.pieces
+                    .extend(data.into_iter().map(|piece| (at, piece)));
+            }
+            // What passed the check fits into one reply.
+            Err(_) => self.push(&encoder.fail(request, Errno::EINVAL)),
+        }
+    }
+
     /// The same for a read that may find that it has to wait: then nothing is left behind.
     pub(crate) fn try_read(
         &mut self,
@@ -145,8 +164,24 @@ impl Replies {
     }
 
     /// Hands over everything, and is empty again.
-    pub(crate) fn send(&mut self, send: impl FnOnce(&[u8])) {
-        send(&self.buffer[..self.len]);
+    pub(crate) fn send(&mut self, send: impl FnOnce(&mut [IoSlice<'_>])) {
+        let bytes = &self.buffer[..self.len];
+        if self.pieces.is_empty() {
+            send(&mut [IoSlice::new(bytes)]);
+        } else {
+            let mut slices = Vec::with_capacity(2 * self.pieces.len() + 1);
+            let mut from = 0;
+            for (at, piece) in &self.pieces {
+                if *at > from {
+                    slices.push(IoSlice::new(&bytes[from..*at]));
+                    from = *at;
+                }
+                slices.push(IoSlice::new(piece.bytes()));
+            }
+            slices.push(IoSlice::new(&bytes[from..]));
+            send(&mut slices);
+            self.pieces.clear();
+        }
         self.len = 0;
         if self.buffer.len() > KEEP {
             self.buffer = Vec::new();
@@ -162,7 +197,11 @@ mod tests {
 
     fn sent(replies: &mut Replies) -> Vec<u8> {
         let mut bytes = Vec::new();
-        replies.send(|sent| bytes.extend_from_slice(sent));
+        replies.send(|sent| {
+            for slice in sent {
+                bytes.extend_from_slice(slice);
+            }
+        });
         bytes
     }
 

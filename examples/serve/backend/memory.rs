@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use super::{
-    Backend, Capabilities, Content, Extent, Handle, Pace, Part, Zeroing, buffer_within, end_within,
-    parts, with_capacity,
+    Backend, Capabilities, Content, Extent, Handle, Pace, Part, Piece, Zeroing, buffer_within,
+    end_within, parts, with_capacity,
 };
 
 /// Large enough that the index is small against the data (a thousandth), small enough that random
@@ -45,7 +45,9 @@ struct Shard(RwLock<Pages>);
 
 /// Page index to page. A page is shorter than `PAGE` when nothing was written beyond; the rest reads
 /// as zeroes. So a disk that is filled in order is never zeroed first. Its capacity is always `PAGE`.
-type Pages = HashMap<u64, Vec<u8>, PageHasher>;
+///
+/// It is shared with replies that are on their way, which have to show it as it was.
+type Pages = HashMap<u64, Arc<Vec<u8>>, PageHasher>;
 
 impl MemoryBackend {
     /// `size` bytes that read as zeroes, up to 2^63 - 1. At most about `limit` bytes of memory will
@@ -124,6 +126,16 @@ impl Handle for Store {
         self.read(offset, buf).map(|()| true)
     }
 
+    fn pieces(&self, offset: u64, length: usize) -> Option<Vec<Piece>> {
+        end_within(self.size, offset, length as u64).ok()?;
+        let piece = |part: Part| {
+            let pages = self.shard(part.index).0.read();
+            let page = Arc::clone(pages.get(&part.index)?);
+            Piece::new(page, part.start..part.start + part.range.len())
+        };
+        parts(offset, length, PAGE).map(piece).collect()
+    }
+
     // Memory is as permanent as this export ever gets, so FUA asks for nothing more.
     fn write(&self, offset: u64, data: &[u8], _fua: bool) -> io::Result<()> {
         buffer_within(self.size, offset, data)?;
@@ -135,8 +147,7 @@ impl Handle for Store {
 
     fn write_zeroes(&self, offset: u64, length: u64, _how: Zeroing) -> io::Result<()> {
         let end = end_within(self.size, offset, length)?;
-        self.zero(offset, end);
-        Ok(())
+        self.zero(offset, end)
     }
 
     fn trim(&self, offset: u64, length: u64, _fua: bool) -> io::Result<()> {
@@ -191,7 +202,7 @@ impl Store {
     fn write_part(&self, index: u64, start: usize, data: &[u8]) -> io::Result<()> {
         let mut pages = self.shard(index).0.write();
         if let Some(page) = pages.get_mut(&index) {
-            store(page, start, data);
+            store(own(page)?, start, data);
             return Ok(());
         }
         if is_zero(data) {
@@ -199,7 +210,7 @@ impl Store {
         }
         let mut page = self.new_page(&mut pages)?;
         store(&mut page, start, data);
-        pages.insert(index, page);
+        pages.insert(index, Arc::new(page));
         Ok(())
     }
 
@@ -226,29 +237,30 @@ impl Store {
         page
     }
 
-    fn zero(&self, start: u64, end: u64) {
+    fn zero(&self, start: u64, end: u64) -> io::Result<()> {
         let unit = PAGE as u64;
         let (first_whole, past_whole) = (start.div_ceil(unit), end / unit);
         let (head, tail) = ((start % unit) as usize, (end % unit) as usize);
         if first_whole > past_whole {
-            self.zero_part(past_whole, head, tail);
-            return;
+            return self.zero_part(past_whole, head, tail);
         }
         if head != 0 {
-            self.zero_part(first_whole - 1, head, PAGE);
+            self.zero_part(first_whole - 1, head, PAGE)?;
         }
         self.free(first_whole, past_whole);
         if tail != 0 {
-            self.zero_part(past_whole, 0, tail);
+            self.zero_part(past_whole, 0, tail)?;
         }
+        Ok(())
     }
 
     /// Zeroes a part of a page, and frees the page when that leaves nothing in it.
-    fn zero_part(&self, index: u64, start: usize, end: usize) {
+    fn zero_part(&self, index: u64, start: usize, end: usize) -> io::Result<()> {
         let mut pages = self.shard(index).0.write();
         let Some(page) = pages.get_mut(&index) else {
-            return;
+            return Ok(());
         };
+        let page = own(page)?;
         if end >= page.len() {
             page.truncate(start);
         } else {
@@ -258,6 +270,7 @@ impl Store {
             pages.remove(&index);
             self.page_count.fetch_sub(1, Ordering::Relaxed);
         }
+        Ok(())
     }
 
     /// Frees the pages `start..end`, in time bounded by the pages that exist, not by the range.
@@ -318,6 +331,17 @@ fn load(page: &[u8], start: usize, target: &mut [u8]) {
     let length = written.len().min(target.len());
     target[..length].copy_from_slice(&written[..length]);
     target[length..].fill(0);
+}
+
+/// The page, to be modified: a copy of its own, if a reply still shows it.
+fn own(page: &mut Arc<Vec<u8>>) -> io::Result<&mut Vec<u8>> {
+    if Arc::get_mut(page).is_none() {
+        let mut copy = with_capacity(PAGE)?;
+        copy.extend_from_slice(page);
+        *page = Arc::new(copy);
+    }
+    // Nobody else can have found the copy: the index is locked.
+    Arc::get_mut(page).ok_or_else(|| io::Error::other("the page is in use"))
 }
 
 /// Never reallocates: a page's capacity is `PAGE`.

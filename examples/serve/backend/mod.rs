@@ -107,6 +107,12 @@ pub(crate) trait Handle: Send + Sync {
     /// where `read` would not.
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool>;
 
+    /// What [`read`](Self::read) would find now, as it lies in memory; writes that come later do
+    /// not change it. `None` if it does not.
+    fn pieces(&self, _offset: u64, _length: usize) -> Option<Vec<Piece>> {
+        None
+    }
+
     /// Writes all of `data`; with `fua` it is on permanent storage on return.
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> io::Result<()>;
 
@@ -129,6 +135,24 @@ pub(crate) trait Handle: Send + Sync {
     /// `limit` is 0, at most `limit`, without gaps, none of them empty, neighbours different. They
     /// may end before the range does.
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>>;
+}
+
+/// A part of what is in memory, kept as it is for as long as this is.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    page: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Piece {
+    /// `None` if the page does not reach that far.
+    fn new(page: Arc<Vec<u8>>, range: Range<usize>) -> Option<Self> {
+        (range.start <= range.end && range.end <= page.len()).then_some(Self { page, range })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.page[self.range.clone()]
+    }
 }
 
 /// How zeroes are to be written.
