@@ -19,7 +19,8 @@ pub enum Mode {
     /// advertised (unless connections are [serialized](ThreadModel::SerializeConnections)).
     Emulate,
     /// A flush goes to the handle of its own connection; multi-conn is advertised if the backend
-    /// has it.
+    /// has it. Without multi-conn nothing is promised but that the flush covers what completed on
+    /// its connection: what a client reads is then the backend's affair alone.
     Plugin,
     /// As [`Plugin`](Self::Plugin), but multi-conn is never advertised.
     Disable,
@@ -39,9 +40,9 @@ pub enum TrackDirty {
     /// something stale.
     #[default]
     Connection,
-    /// Per group: nothing is flushed while the whole group is clean, else every handle is. A
-    /// flush that goes to one handle only, outside emulation, is skipped only where that handle
-    /// covers all.
+    /// Per group: nothing is flushed while the whole group is clean, else every handle is. Outside
+    /// emulation a mark for the group is used only where one handle covers all; where each is on
+    /// its own, this is [`Connection`](Self::Connection).
     Fast,
     /// Nothing: every flush of a client reaches the backend.
     Off,
@@ -64,8 +65,8 @@ pub enum Grouping {
 #[non_exhaustive]
 pub enum AfterFailure {
     /// The data may be gone, as it is after a failed `fsync` on Linux: every later flush of the
-    /// group fails, until the group has no connection left or is
-    /// [reset](super::FlushCoordinator::reset).
+    /// group fails, until a client was told of it and the group has no connection left (those that
+    /// are being opened count), or it is [reset](super::FlushCoordinator::reset).
     #[default]
     Sticky,
     /// The backend keeps what it could not write: a later flush may succeed.
@@ -345,8 +346,9 @@ impl Backend {
         self
     }
 
-    /// One flush, on any handle, covers what completed on all handles, and no handle caches
-    /// anything that others do not see.
+    /// One flush, on any handle that has one, covers what completed on all handles, and no handle
+    /// caches anything that others do not see. What was not flushed when the last handle is closed
+    /// stays for the next to flush.
     ///
     /// All handles of a group have to agree on this ([`OpenError::MixedMultiConn`]): a server with
     /// exports of different kinds groups them [by export](Grouping::ByExport).

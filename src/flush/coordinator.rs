@@ -17,7 +17,13 @@ pub(super) enum Pending<C, T> {
     /// Flush a handle; what the flush covers is known when it is taken.
     Flush(Key),
     /// Tell a client that its flush failed; it knows from when this is taken.
-    FailedFlush(Key, T, Errno),
+    FailedFlush {
+        member: Key,
+        tag: T,
+        why: Errno,
+        /// What failed later it does not hear of.
+        at: Stamp,
+    },
     Now(Action<C, T>),
 }
 
@@ -149,6 +155,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         group.open += 1;
         group.multi_conn = Some(backend.multi_conn);
+        group.flush |= backend.flush;
         group.writable += u32::from(!backend.read_only);
         group.cannot_flush += u32::from(backend.cannot_flush());
         self.relist(conn.0);
@@ -248,15 +255,23 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                     let wait = OrderWait {
                         member: key,
                         range,
+                        loads_anew: false,
                         until,
                         command,
                         tag,
                     };
                     return self.wait_in_order(wait);
                 }
-                Turn::LoadAnew => {
-                    self.close_gate(key);
-                    return self.hold(key, command, tag);
+                Turn::LoadAnew { range } => {
+                    let wait = OrderWait {
+                        member: key,
+                        range,
+                        loads_anew: true,
+                        until: range,
+                        command,
+                        tag,
+                    };
+                    return self.wait_in_order(wait);
                 }
             };
         }
@@ -357,6 +372,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         ) else {
             return None;
         };
+        group.last_change = now;
         let idle = op
             .range
             .and_then(|range| group.ranges.complete(op.member, range, now));
@@ -401,7 +417,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             Grouping::All => self.everyone,
             Grouping::ByExport => self.by_export.get(export).copied(),
         };
-        let Some(group) = group.and_then(|group| self.groups.get_mut(group)) else {
+        let Some((key, group)) = group.and_then(|key| Some((key, self.groups.get_mut(key)?)))
+        else {
             return;
         };
         group.failed = None;
@@ -414,6 +431,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 member.failed = None;
             }
         }
+        if group.list(List::Members).is_empty() {
+            group.covered_all = group.last_mod;
+            self.group_emptied(key);
+        }
     }
 
     /// The next thing to do, if there is any. May be called at any time; what is not taken stays.
@@ -422,8 +443,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         loop {
             match self.actions.pop_front()? {
                 Pending::Now(action) => return Some(action),
-                Pending::FailedFlush(member, tag, why) => {
-                    self.failure_reported(member);
+                Pending::FailedFlush {
+                    member,
+                    tag,
+                    why,
+                    at,
+                } => {
+                    self.failure_reported(member, at);
                     let key = self.members.get(member).map(|member| member.key.clone());
                     self.settle(member);
                     if let Some(key) = key {

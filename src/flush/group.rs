@@ -42,6 +42,8 @@ pub(super) struct Round<T> {
 pub(super) struct OrderWait<T> {
     pub(super) member: Key,
     pub(super) range: Range,
+    /// It waits for its handle to drop what it has cached.
+    pub(super) loads_anew: bool,
     /// It need not be looked at before modifications that overlap with this have ended, or a
     /// flush has.
     pub(super) until: Range,
@@ -108,8 +110,12 @@ pub(super) struct Group<E, T> {
     /// Whether their backends have multi-conn; `None` if none is open, and nothing is left of
     /// those that were.
     pub(super) multi_conn: Option<bool>,
-    /// When the latest modification of any member completed.
+    /// Whether any of them could flush.
+    pub(super) flush: bool,
+    /// When the latest modification of any member completed that has to be covered by a flush.
     pub(super) last_mod: Stamp,
+    /// When the latest modification of any member completed.
+    pub(super) last_change: Stamp,
     /// What completed before is covered, on whatever handle, by a flush that covers all.
     pub(super) covered_all: Stamp,
     pub(super) write_outs: WriteOuts,
@@ -117,16 +123,20 @@ pub(super) struct Group<E, T> {
     pub(super) maybe_stale: bool,
     /// Under the sticky policy: why every flush fails.
     pub(super) failed: Option<Errno>,
-    /// A client has been told of `failed`.
+    /// When a flush last failed.
+    pub(super) failed_at: Stamp,
+    /// A client has been told of `failed`, since it last happened.
     pub(super) failed_reported: bool,
-    /// Under the retry policy: data was lost, and no client has been told yet.
-    pub(super) lost: Option<Errno>,
+    /// Under the retry policy: data was lost, at that time, and no client has been told yet.
+    pub(super) lost: Option<(Errno, Stamp)>,
     pub(super) round: Option<Round<T>>,
     /// Flushes that the running round does not cover.
     pub(super) waiting: Vec<Waiter<T>>,
     /// Why these fail, if data was lost that they have to cover.
     pub(super) waiting_failed: Option<Errno>,
     pub(super) ranges: Ranges,
+    /// At most so many of these belonged to members that are gone.
+    pub(super) orphans: u32,
     pub(super) order_waiting: VecDeque<OrderWait<T>>,
 }
 
@@ -139,17 +149,21 @@ impl<E, T> Group<E, T> {
             writable: 0,
             cannot_flush: 0,
             multi_conn: None,
+            flush: false,
+            last_change: Stamp::NEVER,
             last_mod: Stamp::NEVER,
             covered_all: Stamp::NEVER,
             write_outs: WriteOuts::default(),
             maybe_stale: false,
             failed: None,
+            failed_at: Stamp::NEVER,
             failed_reported: false,
             lost: None,
             round: None,
             waiting: Vec::new(),
             waiting_failed: None,
             ranges: Ranges::default(),
+            orphans: 0,
             order_waiting: VecDeque::new(),
         }
     }

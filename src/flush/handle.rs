@@ -205,6 +205,16 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         self.relist(key);
     }
 
+    /// Something of this handle may have reached storage.
+    pub(super) fn note_write_out(&mut self, group: Key, key: Key) {
+        let now = self.clock.tick();
+        if let Some(group) = self.groups.get_mut(group) {
+            group.write_outs.note(key, now);
+            group.last_change = now;
+            group.maybe_stale = true;
+        }
+    }
+
     fn flush_failed(&mut self, group_key: Key, key: Key, running: Running, why: Errno) {
         let now = self.clock.tick();
         let uncovered = self.is_uncovered(key);
@@ -224,12 +234,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         match self.config.after_failure() {
             AfterFailure::Sticky if alone => member.failed = Some(why),
-            AfterFailure::Sticky if group.failed.is_none() => {
-                group.failed = Some(why);
+            AfterFailure::Sticky => {
+                group.failed.get_or_insert(why);
+                group.failed_at = now;
                 group.failed_reported = false;
             }
-            AfterFailure::Sticky => {}
-            AfterFailure::Retry if uncovered => member.unreported = Some(why),
+            AfterFailure::Retry if uncovered => member.unreported = Some((why, now)),
             AfterFailure::Retry => {}
         }
         self.relist(key);

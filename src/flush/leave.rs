@@ -4,12 +4,16 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::command::{Action, Conn};
-use super::config::AfterFailure;
+use super::config::{AfterFailure, Mode};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::{OrderWait, Path};
 use super::member::{List, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;
+
+/// So many ranges of members that are gone may stay for the moment. More are looked for, which
+/// takes time in proportion to all ranges, when they are half of them.
+const MOST_ORPHANS: u32 = 1024;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// The client of a connection is gone, or is going: no more commands will come. Those that
@@ -31,10 +35,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A backend handle is gone, with all that it had not written out; nothing that it was asked
-    /// to do happens any more. If others rely on what is lost, the group's next flushes fail.
+    /// to do happens any more. If others rely on what is lost, the group's next flushes fail. (What
+    /// a handle with multi-conn has not written out is in a cache that all share, and stays there.)
     ///
     /// What waits on this connection is answered with [`Errno::EIO`], then [`Action::Release`]
-    /// follows; commands that are executing are the caller's to answer.
+    /// follows; commands that are executing are the caller's to answer. A connection that is still
+    /// being opened is forgotten at once, without such an action.
     pub fn lost(&mut self, conn: Conn) {
         let key = conn.0;
         let Some(member) = self.members.get_mut(key) else {
@@ -49,6 +55,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             key: member.key.clone(),
         };
         let mut result = Ok(());
+        if !member.in_flight.is_empty() || self.is_uncovered(key) {
+            // Who knows what of it has reached storage.
+            self.note_write_out(group, key);
+        }
         if self.is_uncovered(key) && self.others_rely_on(group) {
             self.data_lost(group, Errno::EIO);
             result = Err(Errno::EIO);
@@ -101,7 +111,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
                     waiting.push(tag);
                 }
-                Pending::FailedFlush(member, tag, _) if member == key => waiting.push(tag),
+                Pending::FailedFlush { member, tag, .. } if member == key => waiting.push(tag),
                 Pending::Flush(handle) if handle == key => {}
                 action => self.actions.push_back(action),
             }
@@ -148,36 +158,47 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.remove(key) else {
             return;
         };
-        let Some(group) = self.groups.get_mut(group_key) else {
+        let Self {
+            members, groups, ..
+        } = self;
+        let Some(group) = groups.get_mut(group_key) else {
             return;
         };
         group.order_waiting.retain(|wait| wait.member != key);
+        group.orphans = group.orphans.saturating_add(member.ranges);
+        if group.orphans > MOST_ORPHANS && group.orphans as usize > group.ranges.len() / 2 {
+            group
+                .ranges
+                .retain(|segment| members.get(segment.owner).is_some());
+            group.orphans = 0;
+        }
         if member.phase != Phase::Opening {
             group.open -= 1;
             group.writable -= u32::from(!member.backend.read_only);
             group.cannot_flush -= u32::from(member.backend.cannot_flush());
         }
-        if group.open == 0 {
-            if !group.covers_all() {
+        if group.list(List::Members).is_empty() {
+            let emulated = self.config.mode() == Mode::Emulate;
+            if emulated || !group.covers_all() || !group.flush {
                 // What handles of their own cached is written out, or reported as lost. A shared
                 // cache, in contrast, still has to be flushed by whoever comes next.
                 group.covered_all = group.last_mod;
             }
-            if group.last_mod <= group.covered_all {
-                group.multi_conn = None;
-            }
-        }
-        if group.list(List::Members).is_empty() {
             self.group_emptied(group_key);
         }
     }
 
     /// The last member is gone.
-    fn group_emptied(&mut self, group_key: Key) {
+    pub(super) fn group_emptied(&mut self, group_key: Key) {
         let Some(group) = self.groups.get_mut(group_key) else {
             return;
         };
         group.ranges.clear();
+        group.orphans = 0;
+        if group.last_mod <= group.covered_all {
+            group.multi_conn = None;
+            group.flush = false;
+        }
         if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {
             group.failed = None;
             group.failed_reported = false;

@@ -182,11 +182,16 @@ impl<T> Work<T> {
         needs
     }
 
-    /// Commands wait for the gate, but no flush is on its way for them.
-    pub(super) fn gate_needs_flush(&self) -> bool {
+    /// A flush for the gate is on its way.
+    pub(super) fn awaits_gate(&self) -> bool {
         let asked = self.joined.iter().chain(&self.next);
         let mut asked = asked.chain(self.draining.iter().map(|(_, need)| need));
-        !self.held.is_empty() && !asked.any(|&need| need == Need::Gate)
+        asked.any(|&need| need == Need::Gate)
+    }
+
+    /// Commands wait for the gate, but no flush is on its way for them.
+    pub(super) fn gate_needs_flush(&self) -> bool {
+        !self.held.is_empty() && !self.awaits_gate()
     }
 
     fn is_idle(&self) -> bool {
@@ -228,8 +233,8 @@ pub(super) struct Member<C, T> {
     pub(super) unused: bool,
     /// Where it stands on each list of the group.
     places: [Option<u32>; 3],
-    /// A failure of this connection's data that none of its own flushes has reported.
-    pub(super) unreported: Option<Errno>,
+    /// A failure of this connection's data, and when, that none of its own flushes has reported.
+    pub(super) unreported: Option<(Errno, Stamp)>,
     /// Why every flush fails that goes to this handle alone, under the sticky policy.
     pub(super) failed: Option<Errno>,
     /// Commands up to this generation may have had what they wrote dropped by a cache whose flush

@@ -15,6 +15,9 @@
 //! > or newer (*visibility*). A FUA command that was answered with success counts as A followed
 //! > by an F of its own.
 //!
+//! It holds wherever the coordinator advertises multi-conn, but for [`Mode::Unsafe`]. Where it does
+//! not, each connection is on its own: flushes go to its handle, nothing is done for others.
+//!
 //! This is what `NBD_FLAG_CAN_MULTI_CONN` means (proto.md "Transmission flags", "Ordering of
 //! messages and writes"). A flush need not cover commands that are in flight when it arrives; the
 //! next one after their reply must.
@@ -97,8 +100,8 @@
 //! 3. **Any command may fill a cache**: read, cache, block status, the read-modify-write of a
 //!    write, and opening. A connection that has opened but not served is not flushed while a client
 //!    waits; it is invalidated before its first command.
-//! 4. **A leaving connection is flushed before it is released**, and flushes that must cover it
-//!    wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is lost.)
+//! 4. **A leaving connection is flushed before it is released**, while emulating, and flushes that
+//!    must cover it wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is lost.)
 //! 5. **A failed flush is nobody's private affair.** The round still visits everyone; every flush
 //!    that needed the failed part fails; under [`AfterFailure::Sticky`] no later one succeeds by
 //!    accident, nor does a FUA command whose data the cache may have dropped. The connection whose
@@ -113,7 +116,7 @@
 //!    others have not written out, and their failures, are not its business; but a handle that
 //!    could not be invalidated serves nothing until it could.
 //! 8. **Coalescing.** Flushes that arrive during a round share the next one; a flush joins the
-//!    running round only if nothing completed after that round began. At most one round runs and
+//!    running round only if no modification completed after that round began. At most one round runs and
 //!    one waits per group.
 //! 9. **Minimality.** No handle is flushed that the rules above do not need.
 //! 10. **Groups and connections are independent**: a backend flush that hangs delays only those who

@@ -156,6 +156,22 @@ impl Ranges {
         self.segments.retain(|_, segment| live(segment));
     }
 
+    /// What `range` would become if `owner` modified it with no room for one more range.
+    pub(super) fn merged_extent(&self, owner: Key, range: Range) -> Range {
+        let extent = self.extent(owner, range);
+        if extent != range {
+            return extent;
+        }
+        let before = self.segments.range(..range.start).next_back();
+        let after = self.segments.range(range.start..).next();
+        let mut near = before.into_iter().chain(after);
+        let neighbour = near.find(|(_, segment)| segment.owner == owner);
+        neighbour.map_or(range, |(&start, segment)| {
+            let end = segment.end;
+            range.union(Range { start, end })
+        })
+    }
+
     /// Extends a neighbouring range of `owner` over `range`, so that there is one range less to
     /// remember; false if neither neighbour is the owner's. Nobody's segment overlaps `range`.
     pub(super) fn begin_merged(&mut self, owner: Key, range: Range) -> bool {
@@ -187,6 +203,10 @@ impl Ranges {
         let mut near = before.into_iter().chain(after);
         near.any(|(_, segment)| segment.owner == owner)
             || self.over(range).any(|(_, segment)| segment.owner == owner)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.segments.len()
     }
 
     pub(super) fn clear(&mut self) {

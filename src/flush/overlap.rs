@@ -6,7 +6,7 @@ use super::clock::Stamp;
 use super::command::{Command, Decision};
 use super::coordinator::FlushCoordinator;
 use super::group::{OrderWait, Path};
-use super::member::Need;
+use super::member::{Member, Need, Work};
 use super::order::{Range, Segment};
 use super::slab::{Key, Slab};
 use crate::wire::Errno;
@@ -19,11 +19,11 @@ pub(super) enum Turn {
     Later { range: Range, until: Range },
     /// When its handle has dropped what it has cached: the modification would be merged into a
     /// granule that another handle has written since.
-    LoadAnew,
+    LoadAnew { range: Range },
 }
 
 /// Whether modifications in the segment are in flight or uncovered.
-fn is_live<C, T>(members: &Slab<super::member::Member<C, T>>, segment: &Segment) -> bool {
+fn is_live<C, T>(members: &Slab<Member<C, T>>, segment: &Segment) -> bool {
     members
         .get(segment.owner)
         .is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)
@@ -55,7 +55,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Turn::Later { range, until };
         }
         if stale {
-            return Turn::LoadAnew;
+            return Turn::LoadAnew { range };
         }
         self.take_range(group_key, key, range);
         Turn::Now(Some(range))
@@ -78,7 +78,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Some(range);
         }
         if !group.order_waiting.is_empty() {
-            let extent = group.ranges.extent(key, range);
+            // Those that wait for what this one would make longer must not wait for ever.
+            let full = |member: &Member<C, T>| member.ranges >= self.config.max_ranges();
+            let extent = if members.get(key).is_some_and(full) {
+                group.ranges.merged_extent(key, range)
+            } else {
+                group.ranges.extent(key, range)
+            };
             let mut earlier = group.order_waiting.iter().take(queued);
             let behind = earlier.find(|it| it.member != key && it.range.overlaps(extent));
             if let Some(behind) = behind {
@@ -168,9 +174,23 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Decision::Closed { tag: wait.tag };
         };
         member.pending += 1;
+        let anew = wait.loads_anew;
         group.order_waiting.push_back(wait);
-        self.write_out_below(group_key, key, range);
+        if anew {
+            self.load_anew(key);
+        } else {
+            self.write_out_below(group_key, key, range);
+        }
         Decision::Wait
+    }
+
+    /// Has a handle drop what it has cached, before anything else is served by it.
+    fn load_anew(&mut self, key: Key) {
+        let awaited = |member: &Member<C, T>| member.work().is_some_and(Work::awaits_gate);
+        if !self.members.get(key).is_some_and(awaited) {
+            self.close_gate(key);
+            self.invalidate(key, Need::Gate);
+        }
     }
 
     /// Has every handle with finished modifications in `range` written out, so that one more of
@@ -229,7 +249,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 .groups
                 .get(group_key)
                 .map_or(0, |group| group.order_waiting.len());
-            if let Some(until) = self.must_wait_in_order(group_key, key, range, ahead) {
+            let until = self.must_wait_in_order(group_key, key, range, ahead);
+            wait.loads_anew = until.is_none() && self.config.granule() > 1 && self.is_stale(key);
+            if wait.loads_anew {
+                // It keeps its place, or others might always come before it.
+                self.load_anew(key);
+                if let Some(group) = self.groups.get_mut(group_key) {
+                    group.order_waiting.push_back(wait);
+                }
+                continue;
+            }
+            if let Some(until) = until {
                 wait.until = until;
                 if let Some(group) = self.groups.get_mut(group_key) {
                     group.order_waiting.push_back(wait);
@@ -262,7 +292,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .iter()
             .map(|wait| {
                 if wait.member == owner {
-                    !self.has_room(group, owner, wait.range)
+                    wait.loads_anew || !self.has_room(group, owner, wait.range)
                 } else {
                     below(wait)
                 }

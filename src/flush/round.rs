@@ -31,9 +31,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         self.count_pending(key);
         let waiter = Waiter { member: key, tag };
         if let Some(group) = self.groups.get_mut(group) {
+            let last = if path == Path::CoversAll {
+                group.last_mod
+            } else {
+                group.last_change
+            };
             match &mut group.round {
                 // It may join if nothing has completed that the round's flushes could miss.
-                Some(round) if group.last_mod <= round.start => round.waiters.push(waiter),
+                Some(round) if last <= round.start => round.waiters.push(waiter),
                 _ => group.waiting.push(waiter),
             }
         }
@@ -79,7 +84,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return false;
         }
         let mut loaded = group.list(List::Loaded).iter();
-        let stale = loaded.any(|&key| self.is_stale(key) && !self.is_unused(key));
+        let serves = |&key: &Key| {
+            self.members
+                .get(key)
+                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush)
+        };
+        let stale = loaded.any(|key| serves(key) && self.is_stale(*key) && !self.is_unused(*key));
         if !stale {
             self.gate_unused(group_key);
             if let Some(group) = self.groups.get_mut(group_key) {
@@ -125,6 +135,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             });
         } else {
             let handle = self.covering_handle(group_key);
+            if let Some(group) = self.groups.get_mut(group_key)
+                && handle.is_none()
+                && group.last_mod > group.covered_all
+                && let Some(round) = &mut group.round
+            {
+                // Nobody is left who could flush what the cache holds.
+                round.failed.get_or_insert(Errno::EIO);
+            }
             self.visit(group_key, handle.as_slice(), |this, key| {
                 this.write_out_all(key, group_key);
             });
@@ -155,13 +173,19 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A handle that the round visits has answered.
-    pub(super) fn round_served(&mut self, key: Key, group: Key, result: Result<(), Errno>) {
+    pub(super) fn round_served(&mut self, key: Key, group: Key, mut result: Result<(), Errno>) {
         let gone = self.members.get(key).is_none();
         let Some(state) = self.groups.get(group) else {
             return;
         };
-        if gone && self.path(state) == Path::CoversAll && self.visit_another(group) {
-            return;
+        if gone && self.path(state) == Path::CoversAll {
+            let uncovered = state.last_mod > state.covered_all;
+            if self.visit_another(group) {
+                return;
+            }
+            if uncovered {
+                result = result.and(Err(Errno::EIO));
+            }
         }
         let Some(round) = self
             .groups
@@ -214,7 +238,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         else {
             return;
         };
-        if round.step == Step::WriteOut && path == Path::Emulate {
+        // Where the first step failed, nobody is promised what the second is for.
+        let failed = round.failed.is_some();
+        if round.step == Step::WriteOut && path == Path::Emulate && !failed {
             round.step = Step::Invalidate;
             let start = round.start;
             self.gate_unused(group_key);
@@ -298,8 +324,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 self.settle(waiter.member);
             }
             Err(why) => {
-                self.actions
-                    .push_back(Pending::FailedFlush(waiter.member, waiter.tag, why));
+                let at = self.clock.tick();
+                let Waiter { member, tag } = waiter;
+                self.actions.push_back(Pending::FailedFlush {
+                    member,
+                    tag,
+                    why,
+                    at,
+                });
             }
         }
     }
@@ -319,21 +351,22 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let failed = failed
             .or(group.and_then(|group| group.failed))
             .or(member.and_then(|member| member.failed))
-            .or(member.and_then(|member| member.unreported))
-            .or(group.and_then(|group| group.lost));
+            .or(member.and_then(|member| member.unreported.map(|(why, _)| why)))
+            .or(group.and_then(|group| group.lost.map(|(why, _)| why)));
         failed.map_or(Ok(()), Err)
     }
 
-    /// A client is told that a flush failed. Only from now on may its next one succeed: until the
-    /// client has heard of the failure, none of its flushes must.
-    pub(super) fn failure_reported(&mut self, key: Key) {
+    /// A client is told that a flush failed, because of what had failed by then. Only from now on
+    /// may its next one succeed: until the client has heard of the failure, none of its flushes
+    /// must.
+    pub(super) fn failure_reported(&mut self, key: Key, by: Stamp) {
         let Some(member) = self.members.get_mut(key) else {
             return;
         };
-        member.unreported = None;
+        member.unreported = member.unreported.filter(|&(_, at)| at > by);
         if let Some(group) = self.groups.get_mut(member.group) {
-            group.lost = None;
-            group.failed_reported = true;
+            group.lost = group.lost.filter(|&(_, at)| at > by);
+            group.failed_reported |= group.failed_at <= by;
         }
     }
 
@@ -341,24 +374,27 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     fn answer_now(&mut self, group: Key, key: Key, tag: T) -> Decision<T> {
         let result = self.verdict(group, key, None);
         if result.is_err() {
-            self.failure_reported(key);
+            let now = self.clock.tick();
+            self.failure_reported(key, now);
         }
         Decision::Reply { tag, result }
     }
 
     /// Data that clients believe written is gone for good.
     pub(super) fn data_lost(&mut self, group: Key, why: Errno) {
+        let now = self.clock.tick();
         let Some(group) = self.groups.get_mut(group) else {
             return;
         };
         if self.config.after_failure() == AfterFailure::Sticky {
             group.failed.get_or_insert(why);
+            group.failed_at = now;
             group.failed_reported = false;
             return;
         }
         // No retry brings it back: everybody who may rely on it is told once, and if a newcomer's
         // flush is the first to come, then the newcomer too.
-        group.lost = Some(why);
+        group.lost = Some((why, now));
         if let Some(round) = &mut group.round {
             round.failed.get_or_insert(why);
         }
@@ -367,7 +403,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         for &key in group.list(List::Members) {
             if let Some(member) = self.members.get_mut(key) {
-                member.unreported = Some(why);
+                member.unreported = Some((why, now));
             }
         }
     }

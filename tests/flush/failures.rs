@@ -1,4 +1,5 @@
-//! What a failed backend flush means for FUA commands that rely on a later one.
+//! What a failed backend flush means for those who rely on a later one: FUA commands, and clients
+//! that were told of an earlier failure.
 
 use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Decision};
 use nbd_proto::wire::{CommandType, Errno};
@@ -120,4 +121,52 @@ fn over_a_shared_cache_a_failed_flush_concerns_the_fua_commands_of_all() {
     }
     replies.sort_unstable_by_key(|&(tag, _)| tag);
     assert_eq!(replies, [(1, Err(Errno::EIO)), (2, Err(Errno::EIO))]);
+}
+
+#[test]
+fn a_second_failure_is_not_forgotten_because_the_first_was_told() {
+    let mut world = World::with_connections(
+        Config::new(),
+        caching().with_self_coherent(true).with_loads_on_open(false),
+        2,
+    );
+    world.write(0, 0, 1);
+    world.settle();
+    let told = world.flush(1);
+    world.poll();
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Drop));
+    world.settle();
+    assert_eq!(world.reply(told), Some(Err(Errno::EIO)));
+    // Another write, whose loss no flush hears of: only a write that had to come after it does.
+    world.write(0, 1, 1);
+    world.settle();
+    let late = world.write(1, 1, 1);
+    world.poll();
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Drop));
+    world.poll();
+    assert_eq!(world.reply(late), Some(Err(Errno::EIO)));
+    world.disconnect(0);
+    world.disconnect(1);
+    world.settle();
+    let newcomer = world.open();
+    let flush = world.flush(newcomer);
+    world.settle();
+    assert_eq!(world.reply(flush), Some(Err(Errno::EIO)));
+}
+
+#[test]
+fn a_round_whose_write_out_failed_flushes_nothing_more() {
+    let mut world = world(Config::new());
+    world.write(0, 0, 1);
+    world.read(1, 0, 1);
+    world.settle();
+    let flush = world.flush(1);
+    world.poll();
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Keep));
+    world.settle();
+    assert_eq!(world.reply(flush), Some(Err(Errno::EIO)));
+    assert_eq!(world.flushes, [0]);
 }

@@ -245,3 +245,112 @@ fn a_reader_that_cannot_be_invalidated_is_refused_if_it_may_have_loaded_somethin
     // Opened once more, it has loaded what is there now.
     open(&mut it, 2, reader);
 }
+
+#[test]
+fn a_flush_does_not_join_a_round_that_began_before_a_write_straight_to_storage() {
+    let mut it = Coordinator::new(Config::new());
+    let (a, b) = (open(&mut it, 0, caching()), open(&mut it, 1, caching()));
+    let (d, t) = (open(&mut it, 2, caching()), open(&mut it, 3, through()));
+    execute(&mut it, b, read(0));
+    execute(&mut it, a, write(0));
+    starts_flush(&mut it, a, 1);
+    let (on_a, _) = poll(&mut it);
+    end(&mut it, &on_a);
+    let (on_b, _) = poll(&mut it);
+    assert_eq!(on_b.iter().map(FlushId::conn).collect::<Vec<_>>(), [b]);
+    // The round does not know of what d caches now.
+    execute(&mut it, d, read(1));
+    execute(&mut it, t, write(1));
+    starts_flush(&mut it, t, 2);
+    end(&mut it, &on_b);
+    let (on_d, replies) = poll(&mut it);
+    assert_eq!(replies, [(1, Ok(()))]);
+    assert_eq!(on_d.iter().map(FlushId::conn).collect::<Vec<_>>(), [d]);
+    end(&mut it, &on_d);
+    assert_eq!(poll(&mut it).1, [(2, Ok(()))]);
+}
+
+#[test]
+fn a_handle_that_began_to_open_beside_a_shared_cache_cannot_turn_into_another_kind() {
+    for late in [
+        Backend::new().with_flush(true),
+        Backend::new().with_read_only(true),
+    ] {
+        let mut it = Coordinator::new(Config::new());
+        let (a, b) = (open(&mut it, 0, shared()), open(&mut it, 1, shared()));
+        // It loads what is there now.
+        let opening = it.connect(2, &0);
+        execute(&mut it, a, write(0));
+        starts_flush(&mut it, b, 1);
+        let (flushes, _) = poll(&mut it);
+        end(&mut it, &flushes);
+        it.disconnect(a);
+        it.disconnect(b);
+        assert_eq!(poll(&mut it).1, [(1, Ok(()))]);
+        assert_eq!(it.opened(opening, late), Err(OpenError::MixedMultiConn));
+    }
+}
+
+#[test]
+fn without_a_handle_that_could_flush_what_is_cached_a_flush_fails() {
+    let mut it = Coordinator::new(Config::new());
+    let a = open(&mut it, 0, shared());
+    let b = open(&mut it, 1, through().with_multi_conn(true));
+    execute(&mut it, a, write(0));
+    it.disconnect(a);
+    let _ = poll(&mut it);
+    starts_flush(&mut it, b, 1);
+    assert_eq!(poll(&mut it).1, [(1, Err(Errno::EIO))]);
+}
+
+#[test]
+fn a_flush_fails_if_the_only_handle_that_can_flush_is_lost_meanwhile() {
+    let mut it = Coordinator::new(Config::new());
+    let a = open(&mut it, 0, shared());
+    let b = open(&mut it, 1, through().with_multi_conn(true));
+    execute(&mut it, a, write(0));
+    starts_flush(&mut it, b, 1);
+    assert_eq!(poll(&mut it).0.len(), 1);
+    it.lost(a);
+    assert_eq!(poll(&mut it).1, [(1, Err(Errno::EIO))]);
+}
+
+#[test]
+fn a_write_that_was_executing_on_a_lost_handle_may_have_reached_storage() {
+    let mut it = Coordinator::new(Config::new());
+    let (b, t) = (open(&mut it, 0, caching()), open(&mut it, 1, through()));
+    let u = open(&mut it, 2, through());
+    execute(&mut it, b, read(0));
+    let op = begin(&mut it, t, write(0), 1);
+    it.lost(t);
+    assert!(matches!(
+        it.complete(op, 1, Ok(())),
+        Decision::Closed { .. }
+    ));
+    // It can be read now, so that after a flush it has to be what everybody reads.
+    execute(&mut it, u, read(0));
+    starts_flush(&mut it, u, 2);
+    let (flushes, _) = poll(&mut it);
+    assert_eq!(flushes.iter().map(FlushId::conn).collect::<Vec<_>>(), [b]);
+}
+
+#[test]
+fn a_group_without_anybody_who_could_flush_is_open_to_another_kind() {
+    let mut it = Coordinator::new(Config::new().with_mode(Mode::Disable));
+    let a = open(&mut it, 0, Backend::new().with_multi_conn(true));
+    execute(&mut it, a, write(0));
+    it.disconnect(a);
+    let _ = poll(&mut it);
+    open(&mut it, 1, caching());
+}
+
+#[test]
+fn a_group_that_was_reset_when_it_was_empty_is_open_to_another_kind() {
+    let mut it = Coordinator::new(Config::new());
+    let a = open(&mut it, 0, shared());
+    execute(&mut it, a, write(0));
+    it.disconnect(a);
+    let _ = poll(&mut it);
+    it.reset(&0);
+    open(&mut it, 1, caching());
+}

@@ -3,6 +3,7 @@
 mod failures;
 mod hazards;
 mod kinds;
+mod liveness;
 mod observed;
 mod promises;
 mod random;

@@ -113,7 +113,8 @@ pub(crate) struct World {
     /// The commands that each cell must not be older than.
     floor: BTreeMap<u64, Vec<Id>>,
     now: Time,
-    failure_reported: bool,
+    /// How many commands had been sent when a client was last told of a failure.
+    failure_reported: Option<Id>,
     /// Earlier commands are not promised any more.
     forgiven: Id,
     /// How commands load that start by themselves in `settle`.
@@ -150,7 +151,7 @@ impl World {
             flushes: Vec::new(),
             floor: BTreeMap::new(),
             now: 1,
-            failure_reported: false,
+            failure_reported: None,
             forgiven: 0,
             load: Load::Late,
             self_coherent: false,
@@ -312,15 +313,17 @@ impl World {
     /// A sticky failure ends with the last connection, once a client was told of it: from then on
     /// nobody is promised what was written before.
     fn forgive_if_empty(&mut self) {
-        if self.failure_reported && self.connections.iter().all(|it| it.released) {
-            self.forgive();
+        if self.connections.iter().all(|it| it.released)
+            && let Some(sent) = self.failure_reported.take()
+        {
+            self.forgiven = sent;
         }
     }
 
     /// Whoever was told of a failure does not rely on what was written before.
     pub(crate) fn forgive(&mut self) {
         self.forgiven = self.sent.len();
-        self.failure_reported = false;
+        self.failure_reported = None;
     }
 
     fn answered_modifications(&self) -> Vec<Id> {
@@ -362,7 +365,7 @@ impl World {
         sent.reply = Some((now, result));
         if result.is_err() {
             if sent.command.kind == CommandType::FLUSH {
-                self.failure_reported = true;
+                self.failure_reported = Some(self.sent.len());
                 for connection in &mut self.connections {
                     connection.reported |= connection.dropped;
                 }

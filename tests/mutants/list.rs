@@ -83,7 +83,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a client's flush always joins the running round",
         edits: &[Edit {
             file: ROUND,
-            find: "Some(round) if group.last_mod <= round.start => round.waiters.push(waiter),",
+            find: "Some(round) if last <= round.start => round.waiters.push(waiter),",
             replace: "Some(round) => round.waiters.push(waiter),",
         }],
         caught_by: &[
@@ -161,8 +161,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "no handle is invalidated after the write-out",
         edits: &[Edit {
             file: ROUND,
-            find: "if round.step == Step::WriteOut && path == Path::Emulate {",
-            replace: "if round.step == Step::WriteOut && path == Path::Own {",
+            find: "if round.step == Step::WriteOut && path == Path::Emulate && !failed {",
+            replace: "if round.step == Step::WriteOut && path == Path::Own && !failed {",
         }],
         caught_by: &[
             "hazards::r1_what_is_read_between_the_flushes_of_a_round_is_dropped",
@@ -194,8 +194,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: ROUND,
-                find: "if round.step == Step::WriteOut && path == Path::Emulate {",
-                replace: "if round.step == Step::WriteOut && path == Path::Own {",
+                find: "if round.step == Step::WriteOut && path == Path::Emulate && !failed {",
+                replace: "if round.step == Step::WriteOut && path == Path::Own && !failed {",
             },
         ],
         caught_by: &["hazards::r1_what_is_read_between_the_flushes_of_a_round_is_dropped"],
@@ -341,7 +341,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a sticky failure is forgotten",
         edits: &[Edit {
             file: HANDLE,
-            find: "                group.failed = Some(why);\n",
+            find: "                group.failed.get_or_insert(why);\n",
             replace: "",
         }],
         caught_by: &["hazards::e1_after_a_failed_flush_no_flush_of_the_group_succeeds"],
@@ -375,7 +375,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "the owner of what could not be written is not told",
         edits: &[Edit {
             file: HANDLE,
-            find: "AfterFailure::Retry if uncovered => member.unreported = Some(why),",
+            find: "AfterFailure::Retry if uncovered => member.unreported = Some((why, now)),",
             replace: "AfterFailure::Retry if uncovered => {}",
         }],
         caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
@@ -399,7 +399,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: ROUND,
-                find: "        if round.step == Step::WriteOut && path == Path::Emulate {\n",
+                find: "        if round.step == Step::WriteOut && path == Path::Emulate && !failed {\n",
                 replace: "        let (start, failed) = (round.start, round.failed.is_some());
         if round.step == Step::WriteOut && path == Path::Emulate && !failed {
             let dirty = self.groups.get(group_key).map(|group| group.list(List::Dirty));
@@ -507,8 +507,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a shared cache is thought clean when the last connection has left",
         edits: &[Edit {
             file: LEAVE,
-            find: "if !group.covers_all() {",
-            replace: "if true {",
+            find: "if emulated || !group.covers_all() || !group.flush {",
+            replace: "if emulated || !group.covers_all() || group.flush {",
         }],
         caught_by: &["hazards::c1_what_a_shared_cache_holds_outlives_the_last_connection"],
     },
@@ -677,11 +677,18 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a write goes into an old copy of its granule",
-        edits: &[Edit {
-            file: OVERLAP,
-            find: "let stale = granule > 1 && self.is_stale(key);",
-            replace: "let stale = false;",
-        }],
+        edits: &[
+            Edit {
+                file: OVERLAP,
+                find: "let stale = granule > 1 && self.is_stale(key);",
+                replace: "let stale = false;",
+            },
+            Edit {
+                file: OVERLAP,
+                find: "wait.loads_anew = until.is_none() && self.config.granule() > 1 && self.is_stale(key);",
+                replace: "wait.loads_anew = false;",
+            },
+        ],
         caught_by: &[
             "hazards::o3_a_granule_that_another_has_written_out_is_loaded_anew_before_it_is_written",
         ],
@@ -891,5 +898,111 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "if true {",
         }],
         caught_by: &["failures::under_retry_fua_may_rely_on_a_later_flush"],
+    },
+    // Nothing is forgotten, nobody waits for ever.
+    Mutant {
+        name: "a flush joins a round that began before a write straight to storage",
+        edits: &[Edit {
+            file: ROUND,
+            find: "            } else {
+                group.last_change
+            };
+",
+            replace: "            } else {
+                group.last_mod
+            };
+",
+        }],
+        caught_by: &[
+            "kinds::a_flush_does_not_join_a_round_that_began_before_a_write_straight_to_storage",
+        ],
+    },
+    Mutant {
+        name: "the kind of a group is forgotten while a connection is being opened",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "        if group.list(List::Members).is_empty() {
+            let emulated",
+            replace: "        if group.open == 0 {
+            let emulated",
+        }],
+        caught_by: &[
+            "kinds::a_handle_that_began_to_open_beside_a_shared_cache_cannot_turn_into_another_kind",
+        ],
+    },
+    Mutant {
+        name: "a flush succeeds where nobody is left who could flush",
+        edits: &[Edit {
+            file: ROUND,
+            find: "                round.failed.get_or_insert(Errno::EIO);\n",
+            replace: "                let _ = round;\n",
+        }],
+        caught_by: &["kinds::without_a_handle_that_could_flush_what_is_cached_a_flush_fails"],
+    },
+    Mutant {
+        name: "a flush succeeds though the last handle that could flush is lost",
+        edits: &[Edit {
+            file: ROUND,
+            find: "result = result.and(Err(Errno::EIO));",
+            replace: "result = result.and(Ok(()));",
+        }],
+        caught_by: &["kinds::a_flush_fails_if_the_only_handle_that_can_flush_is_lost_meanwhile"],
+    },
+    Mutant {
+        name: "what was executing on a lost handle is thought never to have happened",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "if !member.in_flight.is_empty() || self.is_uncovered(key) {",
+            replace: "if false {",
+        }],
+        caught_by: &["kinds::a_write_that_was_executing_on_a_lost_handle_may_have_reached_storage"],
+    },
+    Mutant {
+        name: "a second failure counts as told because the first one was",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "                group.failed_reported = false;\n",
+            replace: "",
+        }],
+        caught_by: &["failures::a_second_failure_is_not_forgotten_because_the_first_was_told"],
+    },
+    Mutant {
+        name: "a round goes on to invalidate for clients that are told of a failure",
+        edits: &[Edit {
+            file: ROUND,
+            find: "path == Path::Emulate && !failed {",
+            replace: "path == Path::Emulate && (failed || !failed) {",
+        }],
+        caught_by: &["failures::a_round_whose_write_out_failed_flushes_nothing_more"],
+    },
+    Mutant {
+        name: "ranges of connections that are gone stay",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "if group.orphans > MOST_ORPHANS &&",
+            replace: "if group.orphans == u32::MAX &&",
+        }],
+        caught_by: &["liveness::connections_that_come_and_go_leave_nothing_behind"],
+    },
+    Mutant {
+        name: "a writer that merges its ranges goes before those that wait for them",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "if members.get(key).is_some_and(full) {",
+            replace: "if members.get(key).is_none_or(full) && false {",
+        }],
+        caught_by: &[
+            "liveness::a_steady_writer_with_one_range_lets_others_in",
+            "liveness::a_steady_writer_with_many_ranges_lets_others_in",
+        ],
+    },
+    Mutant {
+        name: "a write that loads its granule anew fails with nothing",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "wait.loads_anew || !self.has_room(group, owner, wait.range)",
+            replace: "!self.has_room(group, owner, wait.range)",
+        }],
+        caught_by: &["liveness::a_write_whose_granule_cannot_be_loaded_anew_fails_once"],
     },
 ];
