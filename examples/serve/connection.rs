@@ -273,7 +273,7 @@ impl Connection {
             // Before anything is held.
             let held = batch.hold(&request)?;
             let payload = input
-                .payload(&mut decoder, self, &mut batch)
+                .payload(&request, &mut decoder, self, &mut batch)
                 .inspect_err(|_| self.budget.give_back(held))?;
             batch.add(Task {
                 request,
@@ -421,11 +421,12 @@ impl Input {
     /// Takes the payload of the request that was just decoded.
     fn payload(
         &mut self,
+        request: &Request,
         decoder: &mut RequestDecoder,
         connection: &Connection,
         batch: &mut Batch<'_>,
     ) -> io::Result<Payload> {
-        let mut payload = batch.spare.take();
+        let mut payload = batch.place_for(request);
         let here = self.unread();
         let take = usize::try_from(decoder.payload_left())
             .unwrap_or(usize::MAX)
@@ -504,6 +505,25 @@ impl<'c> Batch<'c> {
             format!("connection {id}: {request:?} refused: {message}")
         });
         self.replies.error(self.encoder, request, errno, message);
+    }
+
+    /// Where the payload of a request goes.
+    fn place_for(&mut self, request: &Request) -> Payload {
+        let Some(size) = self.handle.page_size() else {
+            return self.spare.take();
+        };
+        let pages = |offset: u64, length: u64| {
+            let unit = size as u64;
+            let whole = offset.is_multiple_of(unit) && length.is_multiple_of(unit);
+            (whole && length > 0).then_some(length / unit)
+        };
+        match (request.kind, pages(request.offset, request.length)) {
+            (CommandType::WRITE, Some(count)) => {
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                self.spare.take_pages(size, count)
+            }
+            _ => self.spare.take(),
+        }
     }
 
     /// Waits until the server may hold what a request brings or asks for.
@@ -588,13 +608,13 @@ impl<'c> Batch<'c> {
     /// before its reply is sent.
     fn execute(&mut self) {
         let mut done: Vec<(Op, Task, Result<(), Errno>)> = Vec::with_capacity(self.begun.len());
-        for (op, task) in self.begun.drain(..) {
+        for (op, mut task) in self.begun.drain(..) {
             let Some(result) = try_execute(
                 self.handle,
                 self.pace,
                 self.encoder,
                 &op,
-                &task,
+                &mut task,
                 &mut self.replies,
             ) else {
                 self.connection.crew.execute(self.connection, op, task);
@@ -632,7 +652,7 @@ fn try_execute(
     pace: Pace,
     encoder: &ReplyEncoder,
     op: &Op,
-    task: &Task,
+    task: &mut Task,
     replies: &mut Replies,
 ) -> Option<Result<(), Errno>> {
     let request = &task.request;

@@ -204,7 +204,7 @@ impl Job {
     }
 }
 
-fn run_command(connection: &Arc<Connection>, op: Op, task: Task) {
+fn run_command(connection: &Arc<Connection>, op: Op, mut task: Task) {
     let mut data = Data::None;
     let result = match connection.handle() {
         Some(handle) if task.request.kind == CommandType::READ => {
@@ -217,7 +217,7 @@ fn run_command(connection: &Arc<Connection>, op: Op, task: Task) {
             };
             read.map(|read| data = read)
         }
-        Some(handle) => execute(&*handle, &task, op.fua()),
+        Some(handle) => execute(&*handle, &mut task, op.fua()),
         None => Err(Errno::EIO),
     };
     let server = &connection.server;

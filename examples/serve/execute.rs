@@ -32,7 +32,7 @@ pub(crate) fn bytes_to_hold(request: &Request) -> u64 {
 }
 
 /// Executes everything but reads, whose data goes elsewhere.
-pub(crate) fn execute(handle: &dyn Handle, task: &Task, fua: bool) -> Result<(), Errno> {
+pub(crate) fn execute(handle: &dyn Handle, task: &mut Task, fua: bool) -> Result<(), Errno> {
     let Request {
         offset,
         length,
@@ -40,7 +40,10 @@ pub(crate) fn execute(handle: &dyn Handle, task: &Task, fua: bool) -> Result<(),
         ..
     } = task.request;
     let result = match task.request.kind {
-        CommandType::WRITE => handle.write(offset, task.payload.bytes(), fua),
+        CommandType::WRITE => match &mut task.payload {
+            Payload::Whole(buffer) => handle.write(offset, buffer.bytes(), fua),
+            Payload::Pages(pages) => handle.write_pages(offset, pages.all(), fua),
+        },
         CommandType::TRIM => handle.trim(offset, length, fua),
         CommandType::WRITE_ZEROES => {
             let how = Zeroing {

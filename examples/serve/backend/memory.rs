@@ -145,6 +145,24 @@ impl Handle for Store {
         Ok(())
     }
 
+    fn page_size(&self) -> Option<usize> {
+        Some(PAGE)
+    }
+
+    fn write_pages(&self, offset: u64, pages: &mut [Vec<u8>], fua: bool) -> io::Result<()> {
+        let mut at = offset;
+        for page in pages {
+            let end = buffer_within(self.size, at, page)?;
+            if at.is_multiple_of(PAGE as u64) && page.len() == PAGE && page.capacity() == PAGE {
+                self.exchange(at / PAGE as u64, page)?;
+            } else {
+                self.write(at, page, fua)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
     fn write_zeroes(&self, offset: u64, length: u64, _how: Zeroing) -> io::Result<()> {
         let end = end_within(self.size, offset, length)?;
         self.zero(offset, end)
@@ -214,8 +232,35 @@ impl Store {
         Ok(())
     }
 
+    /// Puts a full page in its place, and what was there in its stead.
+    fn exchange(&self, index: u64, page: &mut Vec<u8>) -> io::Result<()> {
+        let mut pages = self.shard(index).0.write();
+        if let Some(old) = pages.get_mut(&index) {
+            let new = Arc::new(std::mem::take(page));
+            let old = std::mem::replace(old, new);
+            drop(pages);
+            // If a reply still shows it, it goes with that.
+            if let Ok(mut old) = Arc::try_unwrap(old) {
+                old.resize(PAGE, 0);
+                *page = old;
+            }
+        } else if !is_zero(page) {
+            self.count_page(&mut pages)?;
+            pages.insert(index, Arc::new(std::mem::take(page)));
+        }
+        Ok(())
+    }
+
     /// An empty page, counted, and room for it in the index.
     fn new_page(&self, pages: &mut Pages) -> io::Result<Vec<u8>> {
+        self.count_page(pages)?;
+        with_capacity(PAGE).inspect_err(|_| {
+            self.page_count.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    /// Counts one page more, if there may be one, and makes room for it in the index.
+    fn count_page(&self, pages: &mut Pages) -> io::Result<()> {
         let counted = self
             .page_count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
@@ -227,14 +272,10 @@ impl Store {
                 format!("the memory limit of {} pages is reached", self.page_limit),
             ));
         }
-        let room = pages
-            .try_reserve(1)
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory));
-        let page = room.and_then(|()| with_capacity(PAGE));
-        if page.is_err() {
+        pages.try_reserve(1).map_err(|_| {
             self.page_count.fetch_sub(1, Ordering::Relaxed);
-        }
-        page
+            io::Error::from(io::ErrorKind::OutOfMemory)
+        })
     }
 
     fn zero(&self, start: u64, end: u64) -> io::Result<()> {

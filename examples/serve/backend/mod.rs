@@ -116,6 +116,23 @@ pub(crate) trait Handle: Send + Sync {
     /// Writes all of `data`; with `fua` it is on permanent storage on return.
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> io::Result<()>;
 
+    /// Offsets and lengths that are multiples of this are best written by
+    /// [`write_pages`](Self::write_pages).
+    fn page_size(&self) -> Option<usize> {
+        None
+    }
+
+    /// Writes full pages, and may keep them: what is left in their places is of no use but as
+    /// memory.
+    fn write_pages(&self, offset: u64, pages: &mut [Vec<u8>], fua: bool) -> io::Result<()> {
+        let mut offset = offset;
+        for page in pages {
+            self.write(offset, page, fua)?;
+            offset += page.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Makes the range read as zeroes.
     fn write_zeroes(&self, offset: u64, length: u64, how: Zeroing) -> io::Result<()>;
 
@@ -208,7 +225,7 @@ fn read_only_error() -> io::Error {
 }
 
 /// A zeroed buffer, or `OutOfMemory`.
-fn zeroed(length: usize) -> io::Result<Vec<u8>> {
+pub(super) fn zeroed(length: usize) -> io::Result<Vec<u8>> {
     let mut buffer = with_capacity(length)?;
     buffer.resize(length, 0);
     Ok(buffer)

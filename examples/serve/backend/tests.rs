@@ -34,6 +34,7 @@ fn assert_ranges_are_checked(handle: &dyn Handle, size: u64) {
             handle.read(offset, &mut buf),
             handle.try_read(offset, &mut buf).map(drop),
             handle.write(offset, &buf, false),
+            handle.write_pages(offset, &mut [buf.to_vec()], false),
             handle.write_zeroes(offset, 16, Zeroing::default()),
             handle.trim(offset, 16, false),
             handle.cache(offset, 16),
@@ -48,6 +49,8 @@ fn assert_ranges_are_checked(handle: &dyn Handle, size: u64) {
             );
         }
     }
+    assert!(handle.pieces(size - 15, 16).is_none());
+    assert!(handle.pieces(u64::MAX, 16).is_none());
     let too_long = handle.write_zeroes(1, u64::MAX, Zeroing::default());
     assert_eq!(too_long.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     handle.write(size, &[], false).expect("nothing at the end");

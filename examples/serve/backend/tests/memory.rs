@@ -31,6 +31,46 @@ fn only_what_is_not_zero_occupies_memory() {
 }
 
 #[test]
+fn what_is_shown_stays_as_it_was_while_it_is_written_to() {
+    let backend = memory(4 * UNIT);
+    let handle = backend.open().expect("open");
+    handle.write(0, &vec![1; 3 * PAGE], false).expect("write");
+    let shown = handle.pieces(10, 2 * PAGE).expect("all of it is there");
+    handle.write(20, &[2; 100], false).expect("write");
+    zero(&*handle, UNIT + 5, 10);
+    let mut page = [vec![3; PAGE]];
+    handle
+        .write_pages(2 * UNIT, &mut page, false)
+        .expect("write");
+    let bytes = shown.iter().flat_map(|piece| piece.bytes());
+    assert_eq!(bytes.filter(|&&byte| byte == 1).count(), 2 * PAGE);
+    assert_eq!(read(&*handle, 20, 100), [2; 100]);
+    assert_eq!(read(&*handle, UNIT + 5, 10), [0; 10]);
+    assert_eq!(read(&*handle, 2 * UNIT, PAGE), vec![3; PAGE]);
+    assert_eq!(page, [vec![]], "the old page still is shown");
+    drop(shown);
+    let mut page = [vec![4; PAGE]];
+    handle
+        .write_pages(2 * UNIT, &mut page, false)
+        .expect("write");
+    assert_eq!(page, [vec![3; PAGE]], "now it can be used again");
+    assert_eq!(backend.allocated(), 3 * UNIT);
+    let hole = handle.pieces(2 * UNIT, 2 * PAGE);
+    assert!(hole.is_none(), "what is not there cannot be shown");
+}
+
+#[test]
+fn pages_that_are_handed_over_count() {
+    let backend = MemoryBackend::new(8 * UNIT, Some(2 * UNIT)).expect("a small memory");
+    let handle = backend.open().expect("open");
+    let mut pages = vec![vec![1; PAGE], vec![0; PAGE], vec![2; PAGE]];
+    handle.write_pages(0, &mut pages, false).expect("write");
+    assert_eq!(backend.allocated(), 2 * UNIT);
+    let full = handle.write_pages(4 * UNIT, &mut [vec![1; PAGE]], false);
+    assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+}
+
+#[test]
 fn trimmed_pages_are_freed_and_their_neighbours_kept() {
     // Few pages are freed one by one, many by index, many more than exist by a walk over those.
     for (total, used) in [(16, 16), (1000, 1000), (1 << 40, 300)] {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::super::memory::PAGE;
 use super::super::{Backend, CachedBackend, Content, FileBackend, Handle, Zeroing};
 
 use super::{assert_ranges_are_checked, memory, read};
@@ -18,6 +19,8 @@ enum Op {
     Read(Range<usize>),
     TryRead(Range<usize>),
     Write(Range<usize>, u8, bool),
+    /// So many pages from that one on; all zeroes where the seed is 0.
+    WritePages(usize, usize, u8),
     Zero(Range<usize>, bool, bool),
     Trim(Range<usize>, bool),
     Cache(Range<usize>),
@@ -45,6 +48,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => range().prop_map(Op::TryRead),
         8 => (range(), 0..8u8, prop::bool::weighted(0.1))
             .prop_map(|(range, seed, fua)| Op::Write(range, seed, fua)),
+        2 => (0..3usize, 1..=3usize, 0..8u8)
+            .prop_map(|(page, count, seed)| Op::WritePages(page, count.min(3 - page), seed)),
         3 => (range(), any::<bool>(), prop::bool::weighted(0.1))
             .prop_map(|(range, may_trim, fua)| Op::Zero(range, may_trim, fua)),
         2 => (range(), prop::bool::weighted(0.1)).prop_map(|(range, fua)| Op::Trim(range, fua)),
@@ -92,6 +97,10 @@ fn apply(handle: &dyn Handle, model: &mut [u8], op: &Op) -> Result<(), TestCaseE
     let at = |range: &Range<usize>| (range.start as u64, range.len() as u64);
     match op.clone() {
         Op::Read(range) => {
+            if let Some(pieces) = handle.pieces(at(&range).0, range.len()) {
+                let bytes: Vec<u8> = pieces.iter().flat_map(|it| it.bytes().to_vec()).collect();
+                prop_assert!(bytes == model[range.clone()]);
+            }
             prop_assert!(read(handle, at(&range).0, range.len()) == model[range]);
         }
         Op::TryRead(range) => {
@@ -103,6 +112,18 @@ fn apply(handle: &dyn Handle, model: &mut [u8], op: &Op) -> Result<(), TestCaseE
         Op::Write(range, seed, fua) => {
             let data = data(seed, range.len());
             handle.write(at(&range).0, &data, fua).expect("write");
+            model[range].copy_from_slice(&data);
+        }
+        Op::WritePages(page, count, seed) => {
+            let size = handle.page_size().unwrap_or(PAGE);
+            let range = page * size..((page + count) * size).min(SIZE);
+            let data = data(seed, range.len());
+            let mut pages: Vec<Vec<u8>> = data.chunks(size).map(<[u8]>::to_vec).collect();
+            let written = handle.write_pages(range.start as u64, &mut pages, false);
+            written.expect("write pages");
+            for page in pages {
+                prop_assert!(page.is_empty() || page.len() == size);
+            }
             model[range].copy_from_slice(&data);
         }
         Op::Zero(range, may_trim, fua) => {
