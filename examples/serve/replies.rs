@@ -163,6 +163,11 @@ impl Replies {
         }
     }
 
+    /// Brings data that lies elsewhere into the processor's cache.
+    pub(crate) fn warm(&self) {
+        self.pieces.iter().for_each(|(_, piece)| piece.warm());
+    }
+
     /// Hands over everything, and is empty again.
     pub(crate) fn send(&mut self, send: impl FnOnce(&mut [IoSlice<'_>])) {
         let bytes = &self.buffer[..self.len];

@@ -36,6 +36,13 @@ impl Stream {
         Ok(Self::Unix(stream))
     }
 
+    /// Whether a reply should be sent in one go: each TCP segment wakes a client that waits for it,
+    /// at the expense of who sends it, and waiting for data from main memory in between gives the
+    /// client the time to go to sleep again.
+    pub(crate) const fn is_by_segment(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
     /// Ends reading, writing or both; whoever is blocked in it returns. An error means that the
     /// socket is closed already.
     pub(crate) fn shutdown(&self, how: Shutdown) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::super::memory::PAGE;
-use super::super::{Backend, Content, Extent, Handle, MemoryBackend, Pace, Zeroing};
+use super::super::{Backend, Content, Extent, Handle, MemoryBackend, Pace, Piece, Zeroing};
 
 use super::{assert_ranges_are_checked, memory, read};
 
@@ -42,7 +42,7 @@ fn what_is_shown_stays_as_it_was_while_it_is_written_to() {
     handle
         .write_pages(2 * UNIT, &mut page, false)
         .expect("write");
-    let bytes = shown.iter().flat_map(|piece| piece.bytes());
+    let bytes = shown.iter().flat_map(Piece::bytes);
     assert_eq!(bytes.filter(|&&byte| byte == 1).count(), 2 * PAGE);
     assert_eq!(read(&*handle, 20, 100), [2; 100]);
     assert_eq!(read(&*handle, UNIT + 5, 10), [0; 10]);
