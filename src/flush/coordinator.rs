@@ -219,7 +219,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     ///
     /// The common case, a command that needs nothing, is decided without touching any queue. Of
     /// the commands, only [`FLUSH`](CommandType::FLUSH) is never executed: it turns into
-    /// [`Action::Flush`]es, or is answered at once.
+    /// [`Action::Flush`]es, or is answered at once: with [`Errno::EINVAL`] where flush was not
+    /// [advertised](Advertised::flush).
     pub fn command(&mut self, conn: Conn, command: Command, tag: T) -> Decision<T> {
         match self.members.get(conn.0) {
             Some(member) if member.phase == Phase::Serving => {}

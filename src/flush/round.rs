@@ -17,6 +17,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get(key) else {
             return Decision::Closed { tag };
         };
+        if member.backend.cannot_flush() {
+            // proto.md "Request types": it was not advertised, and MUST NOT be sent.
+            let result = Err(Errno::EINVAL);
+            return Decision::Reply { tag, result };
+        }
         let group = member.group;
         let Some(path) = self.groups.get(group).map(|group| self.path(group)) else {
             return Decision::Closed { tag };

@@ -3,6 +3,7 @@
 use nbd_proto::flush::{
     Backend, Config, FlushCoordinator, Mode, OpenError, ThreadModel, TrackDirty,
 };
+use nbd_proto::wire::Errno;
 
 use crate::world::World;
 
@@ -165,4 +166,22 @@ fn a_flush_visits_only_the_connections_that_need_it() {
     let mut visited = world.flushes.clone();
     visited.sort_unstable();
     assert_eq!(visited, [3, 70, 150]);
+}
+
+#[test]
+fn a_flush_that_was_not_advertised_is_invalid() {
+    let nothing = Backend::new();
+    let cases = [
+        (Mode::Disable, nothing),
+        (Mode::Disable, nothing.with_multi_conn(true)),
+        (Mode::Emulate, nothing.with_read_only(true)),
+        (Mode::Unsafe, nothing),
+    ];
+    for (mode, backend) in cases {
+        let mut world = World::new(Config::new().with_mode(mode), backend);
+        let conn = world.connect(0);
+        assert!(!world.opened(conn).unwrap().flush);
+        let flush = world.flush(conn);
+        assert_eq!(world.reply(flush), Some(Err(Errno::EINVAL)), "{mode}");
+    }
 }

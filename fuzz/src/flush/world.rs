@@ -73,6 +73,8 @@ struct Connection {
     export: u64,
     stage: Stage,
     backend: Backend,
+    /// Whether flush was.
+    advertised: bool,
     read_only: bool,
     cache: Cache,
     /// Modifications that have ended on the handle, and how many of them a flush has covered.
@@ -207,6 +209,7 @@ impl World {
             export: export.into(),
             stage: Stage::Opening,
             backend: Backend::new(),
+            advertised: false,
             read_only: false,
             cache: Cache::new(),
             modified: 0,
@@ -237,6 +240,7 @@ impl World {
             Ok(advertised) => {
                 connection.stage = Stage::Serving;
                 connection.backend = backend;
+                connection.advertised = advertised.flush;
                 connection.read_only = backend == backend.with_read_only(true);
                 if self.nature.promises {
                     assert!(advertised.flush && advertised.fua);
@@ -381,6 +385,10 @@ impl World {
             "command {id} is answered after the release"
         );
         sent.answered = Some((now, result));
+        if sent.command.kind == CommandType::FLUSH && !self.connections[sent.conn].advertised {
+            assert_eq!(result, Err(Errno::EINVAL));
+            return;
+        }
         if result.is_err() {
             assert!(self.failed, "nothing has failed");
             return;
