@@ -96,7 +96,11 @@ fn run(options: &Options) -> Result<()> {
     server
         .stop()
         .context("a flush failed: some of what clients have written may be lost")?;
-    say(format_args!("stopped{}", options.flush.at_the_end()));
+    let data = match &options.storage {
+        None | Some(Storage::Memory) => "what was in memory is gone",
+        Some(Storage::File { .. }) => options.flush.at_the_end(),
+    };
+    say(format_args!("stopped, {data}"));
     Ok(())
 }
 

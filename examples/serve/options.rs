@@ -117,11 +117,11 @@ impl Flush {
             .with_track_dirty(self.track_dirty)
     }
 
-    /// What can be said of the data once the server has stopped without a failure.
+    /// What can be said of the data in a file once the server has stopped without a failure.
     pub(crate) fn at_the_end(&self) -> &'static str {
         match (self.cache, self.multi_conn) {
-            (true, Mode::Unsafe) => ", what clients have not flushed is lost",
-            _ => ", all data is on permanent storage",
+            (true, Mode::Unsafe) => "what clients have not flushed is lost",
+            _ => "all data is on permanent storage",
         }
     }
 }
