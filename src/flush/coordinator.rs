@@ -287,11 +287,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let now = self.clock.tick();
         let member = self.members.get_mut(key)?;
         let generation = member.begin(now);
+        let modification = command.kind.is_modification();
+        member.modifying += u32::from(modification);
         if !member.oldest_load.happened() && !member.backend.caches_nothing {
             member.oldest_load = now;
             self.relist(key);
         }
-        let modification = command.kind.is_modification();
         let mut fua = Fua::No;
         if command.fua && modification {
             fua = self.fua(key);
@@ -373,6 +374,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         ) else {
             return None;
         };
+        member.modifying = member.modifying.saturating_sub(1);
         group.last_change = now;
         let idle = op
             .range

@@ -55,7 +55,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             key: member.key.clone(),
         };
         let mut result = Ok(());
-        if !member.in_flight.is_empty() || self.is_uncovered(key) {
+        if member.modifying > 0 || self.is_uncovered(key) {
             // Who knows what of it has reached storage.
             self.note_write_out(group, key);
         }

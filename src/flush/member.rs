@@ -221,6 +221,8 @@ pub(super) struct Member<C, T> {
     pub(super) phase: Phase,
     pub(super) backend: Backend,
     pub(super) in_flight: InFlight,
+    /// How many of these modify something.
+    pub(super) modifying: u32,
     /// When the latest modification completed; zero if none did.
     pub(super) last_mod: Stamp,
     /// When the latest successful flush started: what completed before is covered.
@@ -264,6 +266,7 @@ impl<C, T> Member<C, T> {
             phase: Phase::Opening,
             backend: Backend::new(),
             in_flight: InFlight::default(),
+            modifying: 0,
             last_mod: Stamp::NEVER,
             covered: Stamp::NEVER,
             oldest_load: Stamp::NEVER,

@@ -335,6 +335,24 @@ fn a_write_that_was_executing_on_a_lost_handle_may_have_reached_storage() {
 }
 
 #[test]
+fn a_handle_that_is_lost_while_it_reads_is_nobodys_affair() {
+    let mut it = Coordinator::new(Config::new());
+    let (a, b) = (open(&mut it, 0, caching()), open(&mut it, 1, caching()));
+    execute(&mut it, b, read(0));
+    let op = begin(&mut it, a, read(0), 1);
+    it.lost(a);
+    assert!(matches!(
+        it.complete(op, 1, Ok(())),
+        Decision::Closed { .. }
+    ));
+    let flush = it.command(b, Command::FLUSH, 2);
+    assert!(
+        matches!(flush, Decision::Reply { result: Ok(()), .. }),
+        "{flush:?}"
+    );
+}
+
+#[test]
 fn a_group_without_anybody_who_could_flush_is_open_to_another_kind() {
     let mut it = Coordinator::new(Config::new().with_mode(Mode::Disable));
     let a = open(&mut it, 0, Backend::new().with_multi_conn(true));

@@ -952,7 +952,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "what was executing on a lost handle is thought never to have happened",
         edits: &[Edit {
             file: LEAVE,
-            find: "if !member.in_flight.is_empty() || self.is_uncovered(key) {",
+            find: "if member.modifying > 0 || self.is_uncovered(key) {",
             replace: "if false {",
         }],
         caught_by: &["kinds::a_write_that_was_executing_on_a_lost_handle_may_have_reached_storage"],
