@@ -7,11 +7,12 @@ mod serve_support;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use nbd_proto::wire::Request;
 use rustix::process::Signal;
 
-use serve_support::{Client, Serve};
+use serve_support::{Client, Serve, WATCHDOG};
 
 /// Whether the server hangs up without a word.
 fn is_hung_up_on(mut stream: TcpStream) -> bool {
@@ -26,9 +27,11 @@ fn is_hung_up_on(mut stream: TcpStream) -> bool {
 
 /// Tries until the server has seen that others have left.
 fn connect_in_the_end(serve: &Serve) -> Client {
+    let deadline = Instant::now() + WATCHDOG;
     loop {
-        if let Ok(client) = Client::try_connect(serve.address) {
-            return client;
+        match Client::try_connect(serve.address) {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
     }
 }
@@ -56,7 +59,9 @@ fn a_server_that_runs_out_of_descriptors_serves_on() {
     let mut witness = serve.connect();
     // The system takes them even if the server does not.
     let crowd: Vec<_> = (0..40).map(|_| serve.connect_silently()).collect();
+    let deadline = Instant::now() + WATCHDOG;
     while serve.open_files() < 24 {
+        assert!(Instant::now() < deadline, "it does not take them");
         std::thread::yield_now();
     }
     witness.ask(Request::flush, &[], 0).unwrap();

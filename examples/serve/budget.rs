@@ -7,7 +7,9 @@
 //! those out that have just come. For what becomes of clients that do not let go, see
 //! [`end_stalled`](super::server::Server::end_stalled).
 //!
-//! Beyond this a connection costs its buffers: some 2 MiB at most, if its client wants it so.
+//! Beyond this a connection costs its buffers, some 2 MiB at most, the stacks of its threads, its
+//! cache if it has one, and what pages of memory have been replaced by writes while a reply still
+//! shows them: at most a page at either end of each read more than was asked for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

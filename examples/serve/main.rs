@@ -5,7 +5,7 @@
 //! ```
 //!
 //! It shows how the machines of the crate are wired to sockets and threads: a thread for each
-//! connection reads requests, the flush coordinator decides what they need, and a few threads
+//! connection reads requests, the flush coordinator decides what they need, and further threads
 //! wait for what has to be waited for.
 
 mod backend;
@@ -155,7 +155,11 @@ fn introduce(options: &Options, server: &Server, listeners: &[Listener]) {
     say(format_args!("\ntry, from another terminal:"));
     say(format_args!("  nbdinfo '{uri}'"));
     say(format_args!("  qemu-img info '{uri}'"));
-    say(format_args!("  nbdcopy --progress disk.img '{uri}'"));
+    if server.can.read_only {
+        say(format_args!("  nbdcopy --progress '{uri}' disk.img"));
+    } else {
+        say(format_args!("  nbdcopy --progress disk.img '{uri}'"));
+    }
     if let Listener::Tcp(_, address) = listener {
         let (ip, port) = (address.ip(), address.port());
         let name = match first {

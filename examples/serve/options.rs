@@ -37,8 +37,8 @@ pub(crate) struct Options {
     pub(crate) threads: u16,
 
     /// How many clients may be connected at the same time; more are hung up on. Each takes a
-    /// thread, an open file, and some memory: the default stays below the usual limit of 1024
-    /// open files (`ulimit -n`)
+    /// thread (and others while commands, flushes or replies of it wait), an open file, and some
+    /// memory: the default stays below the usual limit of 1024 open files (`ulimit -n`)
     #[arg(long, value_name = "N", default_value_t = 1000, global = true,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_connections: u32,

@@ -196,9 +196,11 @@ impl Replies {
 
 #[cfg(test)]
 mod tests {
+    use super::super::backend::{Backend, MemoryBackend};
     use super::*;
     use nbd_proto::session::Session;
     use nbd_proto::wire::{Cookie, Name, TransmissionFlags};
+    use proptest::prelude::*;
 
     fn sent(replies: &mut Replies) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -278,5 +280,62 @@ mod tests {
         let expected = [&encoder.read(&first).unwrap()[..], b"ab"].concat();
         assert_eq!(sent(&mut replies), expected);
         assert!(replies.is_empty());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Reply {
+        Ok,
+        Fail,
+        Read(usize, usize),
+    }
+
+    fn replies() -> impl Strategy<Value = Vec<Reply>> {
+        let reply = prop_oneof![
+            Just(Reply::Ok),
+            Just(Reply::Fail),
+            (0..300_000usize, 1..200_000usize).prop_map(|(at, length)| Reply::Read(at, length)),
+        ];
+        prop::collection::vec(reply, 1..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..Default::default() })]
+
+        /// Data that is sent from where it lies comes where copied data would be.
+        #[test]
+        fn data_stands_between_its_heads_copied_or_not(wanted in replies()) {
+            const SIZE: usize = 500_000;
+            let memory = MemoryBackend::new(SIZE as u64, None).unwrap();
+            let handle = memory.open().unwrap();
+            let contents: Vec<u8> = (0..SIZE).map(|at| ((at * at) >> 7) as u8 | 1).collect();
+            handle.write(0, &contents, false).unwrap();
+            let session = Session::new(Name::default(), SIZE as u64, TransmissionFlags::HAS_FLAGS);
+            let encoder = ReplyEncoder::new(&session);
+            let (mut copied, mut shown) = (Replies::new(), Replies::new());
+            for (cookie, reply) in (0..).map(Cookie).zip(wanted) {
+                match reply {
+                    Reply::Ok => {
+                        let request = Request::flush(cookie);
+                        copied.ok(&encoder, &request);
+                        shown.ok(&encoder, &request);
+                    }
+                    Reply::Fail => {
+                        let request = Request::flush(cookie);
+                        copied.result(&encoder, &request, Err(Errno::EIO));
+                        shown.result(&encoder, &request, Err(Errno::EIO));
+                    }
+                    Reply::Read(at, length) => {
+                        let request = Request::read(cookie, at as u64, length as u64);
+                        let read = |buffer: &mut [u8]| handle.read(at as u64, buffer);
+                        copied.read(&encoder, &request, read).unwrap();
+                        let pieces = handle.pieces(at as u64, length).unwrap();
+                        shown.pieces(&encoder, &request, pieces);
+                    }
+                }
+            }
+            shown.warm();
+            prop_assert!(sent(&mut shown) == sent(&mut copied));
+            prop_assert!(shown.is_empty() && shown.pieces.is_empty());
+        }
     }
 }

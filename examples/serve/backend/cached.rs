@@ -35,8 +35,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::ranges::{RangeMap, Run};
 use super::{
-    Backend, Capabilities, Content, Extent, Handle, Pace, Zeroing, buffer_within, end_within,
-    parts, read_only_error, with_capacity, zeroed,
+    Backend, Capabilities, Content, Extent, Handle, Pace, Zeroing, anything, buffer_within,
+    end_within, parts, read_only_error, with_capacity, zeroed,
 };
 use contents::{BLOCK, Contents, Dirty, New};
 
@@ -248,6 +248,7 @@ impl Handle for CachedHandle {
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         end_within(self.size, offset, length)?;
+        let generation = self.state.lock().contents.generation();
         let below = self.lower.extents(offset, length, limit)?;
         let mut map = RangeMap::new();
         let mut end = offset;
@@ -255,7 +256,13 @@ impl Handle for CachedHandle {
             map.insert(end, end + extent.length, extent.content);
             end += extent.length;
         }
-        self.state.lock().contents.draw(offset, end, &mut map);
+        let state = self.state.lock();
+        if state.contents.generation() != generation {
+            // What was dirty then may be below by now, where it was not yet looked for.
+            return Ok(anything(length, limit));
+        }
+        state.contents.draw(offset, end, &mut map);
+        drop(state);
         let extent = |run: Run<Content>| Extent {
             length: run.end - run.start,
             content: run.value,

@@ -3,14 +3,16 @@
 //! # When a flush fails
 //!
 //! After a failed `fdatasync` Linux marks the pages it could not write as clean and may drop them:
-//! the next `fdatasync` succeeds without the data being anywhere. So a failure here must be
-//! remembered above (the coordinator's sticky policy), and trying again proves nothing.
+//! the next `fdatasync` succeeds without the data being anywhere. Trying again proves nothing. So a
+//! failure is remembered here, whether it was a flush that met it or a command with FUA: from then
+//! on every flush fails, and every command with FUA.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
     Backend, Capabilities, Extent, Handle, Pace, Zeroing, buffer_within, end_within,
@@ -34,6 +36,10 @@ struct Shared {
     read_only: bool,
     is_device: bool,
     kernel: kernel::Abilities,
+    /// Something that should have become permanent may be lost.
+    failed: AtomicBool,
+    #[cfg(test)]
+    next_sync_fails: AtomicBool,
 }
 
 impl FileBackend {
@@ -68,6 +74,9 @@ impl FileBackend {
                 read_only,
                 is_device,
                 kernel: kernel::Abilities::default(),
+                failed: AtomicBool::new(false),
+                #[cfg(test)]
+                next_sync_fails: AtomicBool::new(false),
             }),
         })
     }
@@ -79,6 +88,11 @@ impl FileBackend {
     pub(super) fn plain(self) -> Self {
         self.shared.kernel.refuse_all();
         self
+    }
+
+    /// The next time that something is to become permanent, it does not.
+    pub(super) fn fail_next_sync(&self) {
+        self.shared.next_sync_fails.store(true, Ordering::Relaxed);
     }
 }
 
@@ -121,7 +135,6 @@ impl Backend for FileBackend {
             write_zeroes: true,
             fast_zero: linux,
             cache: linux,
-            extents: linux && !self.shared.is_device,
             min_block: 1,
             preferred_block: 4096,
         }
@@ -149,12 +162,7 @@ impl Handle for Shared {
         self.check_writable()?;
         buffer_within(self.size, offset, data)?;
         let explain = |error| self.explain("write", offset, error);
-        if fua
-            && self
-                .kernel
-                .write_stable(&self.file, offset, data)
-                .map_err(explain)?
-        {
+        if fua && self.write_stable(offset, data)? {
             return Ok(());
         }
         self.file.write_all_at(data, offset).map_err(explain)?;
@@ -221,11 +229,31 @@ impl Shared {
         Ok(())
     }
 
+    /// `Ok(false)`: the kernel cannot, and nothing was written.
+    fn write_stable(&self, offset: u64, data: &[u8]) -> io::Result<bool> {
+        self.check_stable()?;
+        let written = self.kernel.write_stable(&self.file, offset, data);
+        written.map_err(|error| {
+            // Where there was no room, nothing else was touched.
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge
+            ) {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            self.explain("write", offset, error)
+        })
+    }
+
     fn sync_if(&self, needed: bool) -> io::Result<()> {
         if !needed {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| {
+        self.check_stable()?;
+        self.sync().map_err(|error| {
+            self.failed.store(true, Ordering::Relaxed);
             io::Error::new(
                 error.kind(),
                 format!(
@@ -234,6 +262,26 @@ impl Shared {
                 ),
             )
         })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.next_sync_fails.swap(false, Ordering::Relaxed) {
+            return Err(io::Error::other("told to fail"));
+        }
+        self.file.sync_data()
+    }
+
+    /// Whether a success would still mean anything.
+    fn check_stable(&self) -> io::Result<()> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other(format!(
+                "{}: an earlier flush failed; what was written before may be lost, check the \
+                 device and start anew",
+                self.path.display()
+            )));
+        }
+        Ok(())
     }
 
     /// `Ok(false)`: the kernel cannot, or not faster than by writing.

@@ -93,7 +93,6 @@ impl Backend for MemoryBackend {
             write_zeroes: true,
             fast_zero: true,
             cache: true,
-            extents: true,
             min_block: 1,
             preferred_block: 4096,
         }

@@ -61,8 +61,6 @@ pub(crate) struct Capabilities {
     pub(crate) fast_zero: bool,
     /// [`Handle::cache`] does something.
     pub(crate) cache: bool,
-    /// [`Handle::extents`] knows more than "all data".
-    pub(crate) extents: bool,
     /// The least alignment of offsets and lengths, in bytes.
     pub(crate) min_block: u32,
     /// The alignment that costs least, in bytes.
@@ -224,6 +222,16 @@ fn end_within(size: u64, offset: u64, length: u64) -> io::Result<u64> {
 fn buffer_within(size: u64, offset: u64, buffer: &[u8]) -> io::Result<u64> {
     // A usize has at most 64 bits on every target that exists.
     end_within(size, offset, buffer.len() as u64)
+}
+
+/// The extents of a range of which nothing is known.
+fn anything(length: u64, limit: usize) -> Vec<Extent> {
+    let content = Content::Data;
+    let known = length > 0 && limit > 0;
+    known
+        .then_some(Extent { length, content })
+        .into_iter()
+        .collect()
 }
 
 fn read_only_error() -> io::Error {

@@ -168,7 +168,9 @@ impl Handle for ProbeHandle {
     }
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
-        self.0.memory.extents(offset, length, limit)
+        let found = self.0.memory.extents(offset, length, limit);
+        Probe::run(&self.0.after_read);
+        found
     }
 }
 

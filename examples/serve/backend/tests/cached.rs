@@ -534,3 +534,13 @@ fn write_stripes(handle: &dyn Handle, writer: u64, writers: u64, space: u64) -> 
     }
     written
 }
+
+#[test]
+fn what_leaves_the_cache_while_the_storage_is_asked_for_holes_is_no_hole() {
+    let (probe, handle) = over_probe(LIMIT);
+    handle.write(4096, &[7; 4096], false).expect("write");
+    let other = handle.clone();
+    *probe.after_read.lock() = Some(Box::new(move || other.flush().expect("flush")));
+    let extents = handle.extents(0, 65536, 1).expect("extents");
+    assert_ne!(extents[0].content, Content::Hole, "{extents:?}");
+}

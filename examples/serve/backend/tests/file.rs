@@ -5,7 +5,7 @@ use std::io;
 
 use tempfile::NamedTempFile;
 
-use super::super::{Backend, Content, Extent, FileBackend, Pace, Zeroing};
+use super::super::{Backend, Content, Extent, FileBackend, Handle, Pace, Zeroing};
 
 use super::{assert_ranges_are_checked, read};
 
@@ -164,5 +164,36 @@ fn data_in_the_page_cache_is_read_at_once_where_the_kernel_can() {
     // Not every filesystem offers it; but if so, the data must be right.
     if handle.try_read(0, &mut buf).expect("try_read") {
         assert_eq!(buf, [3; 4096]);
+    }
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_said_to_be_permanent_whoever_met_the_failure() {
+    type Call = fn(&dyn Handle) -> io::Result<()>;
+    let calls: [Call; 4] = [
+        |handle| handle.flush(),
+        |handle| handle.write(0, b"x", true),
+        |handle| handle.trim(0, 4096, true),
+        |handle| {
+            let how = Zeroing {
+                fua: true,
+                ..Zeroing::default()
+            };
+            handle.write_zeroes(0, 4096, how)
+        },
+    ];
+    for meets in calls {
+        let file = NamedTempFile::new().expect("a file");
+        file.as_file().set_len(1 << 16).expect("a size");
+        let backend = FileBackend::open(file.path(), false).expect("open").plain();
+        let (one, other) = (backend.open().expect("open"), backend.open().expect("open"));
+        other.write(8192, b"earlier", false).expect("write");
+        backend.fail_next_sync();
+        meets(&*one).expect_err("told to fail");
+        for call in calls {
+            call(&*other).expect_err("the data may be lost");
+        }
+        other.write(0, b"still here", false).expect("write");
+        assert_eq!(read(&*one, 0, 10), b"still here");
     }
 }
