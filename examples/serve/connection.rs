@@ -5,51 +5,34 @@
 //! two turns at the coordinator and one write to the socket. Everything else goes to the
 //! connection's [`Crew`].
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nbd_proto::error::Refusal;
-use nbd_proto::flush::{Advertised, Command, Conn, Decision, Op};
+use nbd_proto::flush::{Advertised, Conn};
 use nbd_proto::handshake::{Ask, Export, ExportAsk, ServerConfig};
 use nbd_proto::io::server_handshake;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BlockSizes, Session};
 use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
-use nbd_proto::wire::{CommandType, Errno, Name, Request, TransmissionFlags};
+use nbd_proto::wire::{CommandType, Name, TransmissionFlags};
 use parking_lot::Mutex;
 
-use super::backend::{Handle, Pace};
-use super::budget::{Budget, Held};
+use super::backend::Handle;
+use super::batch::Batch;
+use super::budget::Budget;
 use super::crew::Crew;
-use super::execute::{Task, bytes_to_hold, execute, hole_reply};
+use super::execute::Task;
+use super::input::Input;
 use super::log::warn;
-use super::payload::{Payload, Spare};
-use super::replies::Replies;
 use super::server::{Server, carry_out};
 use super::stream::{Stream, Until};
 
-/// Bytes taken from the socket at once. Payload beyond it is read straight to where it is needed.
-const INPUT: usize = 64 << 10;
-
-/// Bytes taken from the socket at once between large payloads.
-const SIP: usize = 4 << 10;
-
-/// A batch is answered when its replies have this many bytes, and not only when the input is used
-/// up.
-const BATCH_BYTES: u64 = 256 << 10;
-
-/// From this length on, data is sent from where it lies: gathering it costs less than copying it.
-const LARGE_READ: u64 = 32 << 10;
-
 /// How long a handshake may take, altogether. It is some messages back and forth, between programs.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// How long memory may be short before it is taken from clients for which the server has been
-/// waiting for as long: to take a reply, or to send what they have announced.
-const SHORTAGE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Connection {
     pub(crate) id: u64,
@@ -57,7 +40,7 @@ pub(crate) struct Connection {
     pub(crate) stream: Stream,
     pub(crate) budget: Budget,
     pub(crate) crew: Crew,
-    conn: OnceLock<Conn>,
+    pub(crate) conn: OnceLock<Conn>,
     advertised: OnceLock<Advertised>,
     /// Until the coordinator releases it.
     handle: Mutex<Option<Arc<dyn Handle>>>,
@@ -65,8 +48,8 @@ pub(crate) struct Connection {
     /// Only one thread writes replies at a time.
     writing: Mutex<()>,
     sending: Since,
-    receiving: Since,
-    broken: AtomicBool,
+    pub(crate) receiving: Since,
+    pub(crate) broken: AtomicBool,
 }
 
 impl Connection {
@@ -350,11 +333,11 @@ fn write_all(stream: &mut impl Write, mut parts: &mut [IoSlice<'_>]) -> io::Resu
 
 /// Since when something lasts.
 #[derive(Debug, Default)]
-struct Since(Mutex<Option<Instant>>);
+pub(crate) struct Since(Mutex<Option<Instant>>);
 
 impl Since {
     /// It lasts from now on until the result is dropped.
-    fn now(&self) -> impl Drop {
+    pub(crate) fn now(&self) -> impl Drop {
         struct Lasts<'s>(&'s Since);
         impl Drop for Lasts<'_> {
             fn drop(&mut self) {
@@ -375,311 +358,4 @@ impl Since {
 fn block_sizes(minimum: u32, preferred: u32) -> BlockSizes {
     let most = BlockSizes::DEFAULT.max_payload();
     BlockSizes::new(minimum, preferred, most).unwrap_or_default()
-}
-
-/// Bytes that were read from the socket, but not decoded.
-struct Input {
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-    /// How much to read next.
-    appetite: usize,
-}
-
-impl Input {
-    fn new() -> Self {
-        Self {
-            buffer: vec![0; INPUT].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            appetite: INPUT,
-        }
-    }
-
-    fn unread(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    /// Only the last `left` bytes have not been taken.
-    fn keep(&mut self, left: usize) {
-        self.start = self.end - left;
-    }
-
-    /// Reads once; 0 at the end. Everything that was there has been taken.
-    fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
-        let mut stream = stream;
-        self.start = 0;
-        self.end = loop {
-            match stream.read(&mut self.buffer[..self.appetite]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read?,
-            }
-        };
-        Ok(self.end)
-    }
-
-    /// Takes the payload of the request that was just decoded.
-    fn payload(
-        &mut self,
-        request: &Request,
-        decoder: &mut RequestDecoder,
-        connection: &Connection,
-        batch: &mut Batch<'_>,
-    ) -> io::Result<Payload> {
-        let mut payload = batch.place_for(request);
-        let here = self.unread();
-        let take = usize::try_from(decoder.payload_left())
-            .unwrap_or(usize::MAX)
-            .min(here.len());
-        let total = decoder.payload_left();
-        payload.extend_within(total, &here[..take])?;
-        self.start += take;
-        decoder.payload_read(take as u64);
-        // What is read along with a header is copied once more. Large payloads come in series:
-        // then read little more than the header.
-        self.appetite = if total < INPUT as u64 { INPUT } else { SIP };
-        if decoder.payload_left() == 0 {
-            return Ok(payload);
-        }
-        // Waiting for more with answers in hand would keep the client waiting, too.
-        batch.finish()?;
-        let _since = connection.receiving.now();
-        let mut stream = &connection.stream;
-        while decoder.payload_left() > 0 {
-            let read = match stream.read(payload.space(total)?) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                read => read?,
-            };
-            if read == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
-            payload.filled(read);
-            decoder.payload_read(read as u64);
-        }
-        Ok(payload)
-    }
-}
-
-/// Requests that were read together and are answered together.
-struct Batch<'c> {
-    connection: &'c Arc<Connection>,
-    handle: &'c dyn Handle,
-    pace: Pace,
-    /// Not begun yet.
-    tasks: Vec<Task>,
-    /// Begun, to be executed here.
-    begun: Vec<(Op, Task)>,
-    replies: Replies,
-    encoder: &'c ReplyEncoder,
-    bytes: u64,
-    /// Of what stands in the replies.
-    held: Held,
-    /// Payload buffers for use again.
-    spare: Spare,
-}
-
-impl<'c> Batch<'c> {
-    fn new(
-        connection: &'c Arc<Connection>,
-        encoder: &'c ReplyEncoder,
-        handle: &'c dyn Handle,
-    ) -> Self {
-        Self {
-            connection,
-            handle,
-            pace: handle.pace(),
-            tasks: Vec::new(),
-            begun: Vec::new(),
-            replies: Replies::new(),
-            encoder,
-            bytes: 0,
-            held: Held::default(),
-            spare: Spare::default(),
-        }
-    }
-
-    fn refuse(&mut self, request: &Request, errno: Errno, message: &str) {
-        let connection = self.connection;
-        connection.server.log.line(|| {
-            let id = connection.id;
-            format!("connection {id}: {request:?} refused: {message}")
-        });
-        self.replies.error(self.encoder, request, errno, message);
-    }
-
-    /// Where the payload of a request goes.
-    fn place_for(&mut self, request: &Request) -> Payload {
-        let Some(size) = self.handle.page_size() else {
-            return self.spare.take();
-        };
-        let pages = |offset: u64, length: u64| {
-            let unit = size as u64;
-            let whole = offset.is_multiple_of(unit) && length.is_multiple_of(unit);
-            (whole && length > 0).then_some(length / unit)
-        };
-        match (request.kind, pages(request.offset, request.length)) {
-            (CommandType::WRITE, Some(count)) => {
-                let count = usize::try_from(count).unwrap_or(usize::MAX);
-                self.spare.take_pages(size, count)
-            }
-            _ => self.spare.take(),
-        }
-    }
-
-    /// Waits until the server may hold what a request brings or asks for.
-    fn hold(&mut self, request: &Request) -> io::Result<Held> {
-        let bytes = bytes_to_hold(request);
-        let budget = &self.connection.budget;
-        if let Some(held) = budget.try_take(bytes) {
-            return Ok(held);
-        }
-        // What is in hand may be what the budget is spent on.
-        self.finish()?;
-        loop {
-            if let Some(held) = budget.wait(bytes, SHORTAGE) {
-                return Ok(held);
-            }
-            self.connection.server.end_stalled(SHORTAGE);
-        }
-    }
-
-    fn add(&mut self, task: Task) -> io::Result<()> {
-        self.bytes += bytes_to_hold(&task.request);
-        self.tasks.push(task);
-        if self.bytes >= BATCH_BYTES {
-            self.finish()?;
-        }
-        Ok(())
-    }
-
-    /// Executes and answers all that is in hand.
-    fn finish(&mut self) -> io::Result<()> {
-        self.bytes = 0;
-        if !self.tasks.is_empty() {
-            self.begin();
-            self.execute();
-        }
-        if !self.replies.is_empty() {
-            let connection = self.connection;
-            if connection.stream.is_by_segment() {
-                self.replies.warm();
-            }
-            self.replies.send(|parts| connection.send(parts, None));
-        }
-        self.connection
-            .budget
-            .give_back(std::mem::take(&mut self.held));
-        if self.connection.broken.load(Ordering::Relaxed) {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        }
-        Ok(())
-    }
-
-    /// Asks the coordinator about each request.
-    fn begin(&mut self) {
-        let Some(&conn) = self.connection.conn.get() else {
-            return;
-        };
-        let server = &self.connection.server;
-        let mut coordinator = server.coordinator.lock();
-        for task in self.tasks.drain(..) {
-            let request = task.request;
-            server
-                .log
-                .line(|| format!("connection {}: {request:?}", self.connection.id));
-            let command =
-                Command::new(request.kind, request.offset, request.length).with_fua(task.is_fua());
-            match coordinator.command(conn, command, task) {
-                Decision::Execute { op, tag } => self.begun.push((op, tag)),
-                Decision::Reply { tag, result } => {
-                    self.held.add(tag.held);
-                    self.replies.result(self.encoder, &tag.request, result);
-                }
-                Decision::Closed { tag } => {
-                    self.held.add(tag.held);
-                    let errno = Errno::ESHUTDOWN;
-                    self.replies.result(self.encoder, &tag.request, Err(errno));
-                }
-                // The rest of the story is an action.
-                _ => {}
-            }
-        }
-        carry_out(&mut coordinator);
-    }
-
-    /// Executes what does not wait; the rest is for the crew. What was executed is completed
-    /// before its reply is sent.
-    fn execute(&mut self) {
-        let mut done: Vec<(Op, Task, Result<(), Errno>)> = Vec::with_capacity(self.begun.len());
-        for (op, mut task) in self.begun.drain(..) {
-            let Some(result) = try_execute(
-                self.handle,
-                self.pace,
-                self.encoder,
-                &op,
-                &mut task,
-                &mut self.replies,
-            ) else {
-                self.connection.crew.execute(self.connection, op, task);
-                continue;
-            };
-            done.push((op, task, result));
-        }
-        if done.is_empty() {
-            return;
-        }
-        let mut coordinator = self.connection.server.coordinator.lock();
-        for (op, task, result) in done {
-            match coordinator.complete(op, task, result) {
-                Decision::Reply { tag: task, result } => {
-                    self.held.add(task.held);
-                    // The reply to a read stands there already.
-                    if task.request.kind != CommandType::READ {
-                        self.replies.result(self.encoder, &task.request, result);
-                    }
-                    self.spare.keep(task.payload);
-                }
-                Decision::Closed { tag: task } => {
-                    self.held.add(task.held);
-                }
-                _ => {}
-            }
-        }
-        carry_out(&mut coordinator);
-    }
-}
-
-/// Executes a command if it does not have to wait for a device. A read leaves its reply.
-fn try_execute(
-    handle: &dyn Handle,
-    pace: Pace,
-    encoder: &ReplyEncoder,
-    op: &Op,
-    task: &mut Task,
-    replies: &mut Replies,
-) -> Option<Result<(), Errno>> {
-    let request = &task.request;
-    match (pace, request.kind) {
-        (Pace::Immediate, CommandType::READ) => {
-            if let Some(reply) = hole_reply(handle, encoder, request) {
-                replies.heads(&reply);
-                return Some(Ok(()));
-            }
-            if request.length >= LARGE_READ
-                && let Ok(length) = usize::try_from(request.length)
-                && let Some(pieces) = handle.pieces(request.offset, length)
-            {
-                replies.pieces(encoder, request, pieces);
-                return Some(Ok(()));
-            }
-            let read = |buffer: &mut [u8]| handle.read(request.offset, buffer);
-            Some(replies.read(encoder, request, read))
-        }
-        (Pace::Immediate, _) => Some(execute(handle, task, op.fua())),
-        (_, CommandType::READ) => replies.try_read(encoder, request, |buffer| {
-            handle.try_read(request.offset, buffer)
-        }),
-        (Pace::Buffered, CommandType::WRITE) if !op.fua() => Some(execute(handle, task, false)),
-        _ => None,
-    }
 }

@@ -9,10 +9,12 @@
 //! wait for what has to be waited for.
 
 mod backend;
+mod batch;
 mod budget;
 mod connection;
 mod crew;
 mod execute;
+mod input;
 mod listener;
 mod log;
 mod options;
