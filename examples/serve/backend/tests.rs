@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{
-    Backend, Capabilities, DelayBackend, Delays, Extent, Handle, MemoryBackend, Pace, Zeroing,
+    Backend, Capabilities, Content, DelayBackend, Delays, Extent, Handle, MemoryBackend, Pace,
+    Zeroing,
 };
 
 fn memory(size: u64) -> Arc<MemoryBackend> {
@@ -172,6 +173,28 @@ impl Handle for ProbeHandle {
         Probe::run(&self.0.after_read);
         found
     }
+}
+
+#[test]
+fn who_is_delayed_in_reading_is_not_told_of_holes_instead() {
+    let contents = |delays| {
+        let backend = DelayBackend::new(memory(4096), delays);
+        let handle = backend.open().expect("open");
+        let extents = handle.extents(0, 4096, 1).expect("extents");
+        assert!(handle.extents(1, 4096, 1).is_err(), "beyond the end");
+        extents[0].content
+    };
+    let delay = Duration::from_millis(1);
+    let read = Delays {
+        read: delay,
+        ..Delays::default()
+    };
+    let flush = Delays {
+        flush: delay,
+        ..Delays::default()
+    };
+    assert_eq!(contents(read), Content::Data);
+    assert_eq!(contents(flush), Content::Hole);
 }
 
 #[test]
