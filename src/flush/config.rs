@@ -340,6 +340,10 @@ impl Backend {
 
     /// A command can be executed with FUA: when it succeeds, what it wrote is on permanent
     /// storage, and visible to all handles that have nothing cached.
+    ///
+    /// A failed command is not taken for a failed flush. If it may have dropped what others had
+    /// written, as a failed `fsync` does on Linux, the backend has to let every later flush and
+    /// every later command with FUA fail, too.
     #[must_use]
     pub const fn with_fua(mut self, yes: bool) -> Self {
         self.fua = yes;

@@ -101,7 +101,8 @@
 //!    write, and opening. A connection that has opened but not served is not flushed while a client
 //!    waits; it is invalidated before its first command.
 //! 4. **A leaving connection is flushed before it is released**, while emulating, and flushes that
-//!    must cover it wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is lost.)
+//!    must cover it wait. (`a: W(x) ok`; a disconnects and its cache is dropped; `b: F ok`; x is
+//!    lost.)
 //! 5. **A failed flush is nobody's private affair.** The round still visits everyone; every flush
 //!    that needed the failed part fails; under [`AfterFailure::Sticky`] no later one succeeds by
 //!    accident, nor does a FUA command whose data the cache may have dropped. The connection whose
