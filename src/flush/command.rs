@@ -65,7 +65,7 @@ pub(super) enum Fua {
 #[derive(Debug)]
 pub struct Op {
     pub(super) member: Key,
-    pub(super) generation: u64,
+    pub(super) generation: Stamp,
     pub(super) modification: bool,
     pub(super) range: Option<Range>,
     pub(super) fua: Fua,

@@ -3,6 +3,8 @@
 use core::fmt;
 use core::str::FromStr;
 
+use bitflags::bitflags;
+
 /// Whether flushes are replicated across connections, and whether clients are told so.
 ///
 /// The words are those of nbdkit's multi-conn filter (`multi-conn-mode`), for parsing and for
@@ -299,43 +301,76 @@ impl Default for Config {
     }
 }
 
+bitflags! {
+    /// One byte for all, because every connection has it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Abilities: u8 {
+        const FLUSH = 1 << 0;
+        const FUA = 1 << 1;
+        const MULTI_CONN = 1 << 2;
+        const READ_ONLY = 1 << 3;
+        const CACHES_NOTHING = 1 << 4;
+        const SELF_COHERENT = 1 << 5;
+        const LOADS_ON_OPEN = 1 << 6;
+    }
+}
+
 /// What one backend handle can do. Be honest: the promise to the clients rests on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backend {
-    pub(super) flush: bool,
-    pub(super) fua: bool,
-    pub(super) multi_conn: bool,
-    pub(super) read_only: bool,
-    pub(super) caches_nothing: bool,
-    pub(super) self_coherent: bool,
-    pub(super) loads_on_open: bool,
-}
+pub struct Backend(Abilities);
 
 impl Backend {
     /// A writable handle that can do nothing special: it has no flush.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            flush: false,
-            fua: false,
-            multi_conn: false,
-            read_only: false,
-            caches_nothing: false,
-            self_coherent: false,
-            loads_on_open: true,
-        }
+        Self(Abilities::LOADS_ON_OPEN)
+    }
+
+    const fn with(self, ability: Abilities, yes: bool) -> Self {
+        Self(if yes {
+            self.0.union(ability)
+        } else {
+            self.0.difference(ability)
+        })
+    }
+
+    pub(super) const fn flush(&self) -> bool {
+        self.0.contains(Abilities::FLUSH)
+    }
+
+    pub(super) const fn fua(&self) -> bool {
+        self.0.contains(Abilities::FUA)
+    }
+
+    pub(super) const fn multi_conn(&self) -> bool {
+        self.0.contains(Abilities::MULTI_CONN)
+    }
+
+    pub(super) const fn read_only(&self) -> bool {
+        self.0.contains(Abilities::READ_ONLY)
+    }
+
+    pub(super) const fn caches_nothing(&self) -> bool {
+        self.0.contains(Abilities::CACHES_NOTHING)
+    }
+
+    pub(super) const fn self_coherent(&self) -> bool {
+        self.0.contains(Abilities::SELF_COHERENT)
+    }
+
+    pub(super) const fn loads_on_open(&self) -> bool {
+        self.0.contains(Abilities::LOADS_ON_OPEN)
     }
 
     /// It caches, and there is no way to make it drop what it cached.
     pub(super) const fn cannot_flush(&self) -> bool {
-        !self.flush && !self.caches_nothing
+        !self.flush() && !self.caches_nothing()
     }
 
     /// `Flush` keeps the [contract](super#what-a-backend-must-promise).
     #[must_use]
-    pub const fn with_flush(mut self, yes: bool) -> Self {
-        self.flush = yes;
-        self
+    pub const fn with_flush(self, yes: bool) -> Self {
+        self.with(Abilities::FLUSH, yes)
     }
 
     /// A command can be executed with FUA: when it succeeds, what it wrote is on permanent
@@ -345,9 +380,8 @@ impl Backend {
     /// written, as a failed `fsync` does on Linux, the backend has to let every later flush and
     /// every later command with FUA fail, too.
     #[must_use]
-    pub const fn with_fua(mut self, yes: bool) -> Self {
-        self.fua = yes;
-        self
+    pub const fn with_fua(self, yes: bool) -> Self {
+        self.with(Abilities::FUA, yes)
     }
 
     /// One flush, on any handle that has one, covers what completed on all handles, and no handle
@@ -357,23 +391,20 @@ impl Backend {
     /// All handles of a group have to agree on this ([`OpenError::MixedMultiConn`]): a server with
     /// exports of different kinds groups them [by export](Grouping::ByExport).
     #[must_use]
-    pub const fn with_multi_conn(mut self, yes: bool) -> Self {
-        self.multi_conn = yes;
-        self
+    pub const fn with_multi_conn(self, yes: bool) -> Self {
+        self.with(Abilities::MULTI_CONN, yes)
     }
 
     /// Nothing can be modified through this handle.
     #[must_use]
-    pub const fn with_read_only(mut self, yes: bool) -> Self {
-        self.read_only = yes;
-        self
+    pub const fn with_read_only(self, yes: bool) -> Self {
+        self.with(Abilities::READ_ONLY, yes)
     }
 
     /// Every command goes straight to permanent storage, and reads come from there.
     #[must_use]
-    pub const fn with_caches_nothing(mut self, yes: bool) -> Self {
-        self.caches_nothing = yes;
-        self
+    pub const fn with_caches_nothing(self, yes: bool) -> Self {
+        self.with(Abilities::CACHES_NOTHING, yes)
     }
 
     /// What a command leaves in this handle's cache is never older than a modification that
@@ -383,17 +414,15 @@ impl Backend {
     /// once more after they end. A cache has the property if it does not keep what it fetched
     /// before a flush that has run since.
     #[must_use]
-    pub const fn with_self_coherent(mut self, yes: bool) -> Self {
-        self.self_coherent = yes;
-        self
+    pub const fn with_self_coherent(self, yes: bool) -> Self {
+        self.with(Abilities::SELF_COHERENT, yes)
     }
 
     /// Opening the handle may load data into its cache (default true). Such a handle is flushed
     /// before its first command if others have written out data since it was opened.
     #[must_use]
-    pub const fn with_loads_on_open(mut self, yes: bool) -> Self {
-        self.loads_on_open = yes;
-        self
+    pub const fn with_loads_on_open(self, yes: bool) -> Self {
+        self.with(Abilities::LOADS_ON_OPEN, yes)
     }
 }
 

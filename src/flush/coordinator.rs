@@ -129,7 +129,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let advertised = self.advertise(group, backend);
         let advertised = advertised.and_then(|advertised| {
             // What was written out while it was being opened could never be made visible on it.
-            let never_fresh = backend.cannot_flush() && backend.loads_on_open;
+            let never_fresh = backend.cannot_flush() && backend.loads_on_open();
             if never_fresh && self.others_rely_on(group) && self.is_stale(conn.0) {
                 return Err(OpenError::CannotEmulate);
             }
@@ -149,14 +149,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         member.phase = Phase::Serving;
         member.backend = backend;
-        if backend.caches_nothing || !backend.loads_on_open {
+        if backend.caches_nothing() || !backend.loads_on_open() {
             member.oldest_load = Stamp::NEVER;
-            member.gate = Stamp::NEVER;
+            member.ungate();
         }
         group.open += 1;
-        group.multi_conn = Some(backend.multi_conn);
-        group.flush |= backend.flush;
-        group.writable += u32::from(!backend.read_only);
+        group.multi_conn = Some(backend.multi_conn());
+        group.flush |= backend.flush();
+        group.writable += u32::from(!backend.read_only());
         group.cannot_flush += u32::from(backend.cannot_flush());
         self.relist(conn.0);
         Ok(advertised)
@@ -165,22 +165,25 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// What follows from mode and backend.
     fn advertise(&self, group: Key, backend: Backend) -> Result<Advertised, OpenError> {
         let group = self.groups.get(group).ok_or(OpenError::NotOpening)?;
-        if group.multi_conn.is_some_and(|it| it != backend.multi_conn) {
+        if group
+            .multi_conn
+            .is_some_and(|it| it != backend.multi_conn())
+        {
             return Err(OpenError::MixedMultiConn);
         }
         let serialized = self.config.thread_model() == ThreadModel::SerializeConnections;
-        let can_flush = backend.flush || backend.caches_nothing;
+        let can_flush = backend.flush() || backend.caches_nothing();
         let emulated = match self.config.mode() {
             Mode::Emulate => true,
-            Mode::Auto => !serialized && !backend.multi_conn,
+            Mode::Auto => !serialized && !backend.multi_conn(),
             Mode::Plugin | Mode::Disable | Mode::Unsafe => false,
         };
-        if emulated && !can_flush && !backend.read_only {
+        if emulated && !can_flush && !backend.read_only() {
             return Err(OpenError::CannotEmulate);
         }
         if emulated {
             // A handle that caches and cannot flush is harmless only while nobody writes.
-            if group.cannot_flush > 0 && !backend.read_only {
+            if group.cannot_flush > 0 && !backend.read_only() {
                 return Err(OpenError::GroupCannotFlush);
             }
             if backend.cannot_flush() && group.writable > 0 {
@@ -191,10 +194,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             // A client that believed it would wait for its second connection for ever.
             _ if serialized => false,
             Mode::Emulate | Mode::Auto | Mode::Unsafe => true,
-            Mode::Plugin => backend.multi_conn,
+            Mode::Plugin => backend.multi_conn(),
             Mode::Disable => false,
         };
-        let is_true = can_flush || backend.read_only || self.config.mode() == Mode::Unsafe;
+        let is_true = can_flush || backend.read_only() || self.config.mode() == Mode::Unsafe;
         if multi_conn && !is_true {
             return Err(OpenError::MultiConnWithoutFlush);
         }
@@ -202,7 +205,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             multi_conn,
             flush: can_flush,
             // When emulating, a write and a flush take the place of native FUA.
-            fua: can_flush || (backend.fua && !emulated),
+            fua: can_flush || (backend.fua() && !emulated),
         })
     }
 
@@ -245,7 +248,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return Decision::Closed { tag };
         };
-        if member.gate.happened() {
+        if member.gate().happened() {
             return self.hold(key, command, tag);
         }
         let mut range = None;
@@ -288,8 +291,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let member = self.members.get_mut(key)?;
         let generation = member.begin(now);
         let modification = command.kind.is_modification();
-        member.modifying += u32::from(modification);
-        if !member.oldest_load.happened() && !member.backend.caches_nothing {
+        member.in_flight.modifying += u32::from(modification);
+        if !member.oldest_load.happened() && !member.backend.caches_nothing() {
             member.oldest_load = now;
             self.relist(key);
         }
@@ -315,11 +318,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .get(member.group)
             .is_some_and(|group| self.path(group) == Path::Emulate);
         let backend = member.backend;
-        if backend.caches_nothing {
+        if backend.caches_nothing() {
             Fua::Stable
-        } else if backend.fua && !emulating {
+        } else if backend.fua() && !emulating {
             Fua::Native
-        } else if backend.flush {
+        } else if backend.flush() {
             Fua::Emulated
         } else {
             Fua::No
@@ -374,19 +377,19 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         ) else {
             return None;
         };
-        member.modifying = member.modifying.saturating_sub(1);
+        member.in_flight.modifying = member.in_flight.modifying.saturating_sub(1);
         group.last_change = now;
         let idle = op
             .range
             .and_then(|range| group.ranges.complete(op.member, range, now));
         if let Some(idle) = idle
-            && member.backend.caches_nothing
+            && member.backend.caches_nothing()
         {
             // It waits for no flush.
             group.ranges.remove(idle.start);
             member.ranges = member.ranges.saturating_sub(1);
         }
-        if member.backend.caches_nothing || (op.fua == Fua::Native && result.is_ok()) {
+        if member.backend.caches_nothing() || (op.fua == Fua::Native && result.is_ok()) {
             group.write_outs.note(op.member, now);
             group.maybe_stale = true;
         } else {
@@ -428,10 +431,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         group.failed_reported = false;
         group.lost = None;
         group.waiting_failed = None;
-        for &member in group.list(List::Members) {
-            if let Some(member) = self.members.get_mut(member) {
-                member.unreported = None;
-                member.failed = None;
+        for &index in group.list(List::Members) {
+            if let Some(member) = self.members.at_mut(index) {
+                member.forget_failures();
             }
         }
         if group.list(List::Members).is_empty() {

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::clock::Stamp;
 use super::command::Decision;
 use super::coordinator::{FlushCoordinator, FuaWait};
 use super::member::{List, Need, Phase};
@@ -11,11 +12,11 @@ use crate::wire::Errno;
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// A modification with FUA, of this generation of commands, has completed, and its handle has
     /// to be written out.
-    pub(super) fn flush_for_fua(&mut self, key: Key, generation: u64, tag: T) -> Decision<T> {
+    pub(super) fn flush_for_fua(&mut self, key: Key, generation: Stamp, tag: T) -> Decision<T> {
         let Some(member) = self.members.get_mut(key) else {
             return Decision::Closed { tag };
         };
-        if let Some((until, why)) = member.dropped
+        if let Some((until, why)) = member.work().and_then(|work| work.dropped)
             && generation <= until
         {
             let result = Err(why);
@@ -69,14 +70,16 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group) = self.groups.get(group_key) else {
             return;
         };
+        let alone = [key.index()];
         let same_cache = if group.covers_all() {
             group.list(List::Members)
         } else {
-            core::slice::from_ref(&key)
+            &alone
         };
-        for &key in same_cache {
-            if let Some(member) = self.members.get_mut(key) {
-                member.dropped = Some((member.in_flight.generation(), why));
+        for &index in same_cache {
+            if let Some(member) = self.members.at_mut(index) {
+                let generation = member.in_flight.generation();
+                member.work_mut().dropped = Some((generation, why));
                 member.in_flight.advance();
             }
         }
@@ -144,7 +147,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 .get(key)
                 .is_some_and(|member| member.phase == Phase::Serving)
         };
-        let loaded = group.list(List::Loaded).iter().copied();
+        let loaded = group.listed(List::Loaded, &self.members);
         loaded
             .filter(serving)
             .filter(|&key| self.is_stale(key))

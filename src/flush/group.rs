@@ -7,7 +7,7 @@ use super::clock::Stamp;
 use super::command::Command;
 use super::member::List;
 use super::order::{Range, Ranges};
-use super::slab::Key;
+use super::slab::{Index, Key, Slab};
 use crate::wire::Errno;
 
 /// A client that waits for a flush.
@@ -101,7 +101,7 @@ pub(super) struct Group<E, T> {
     pub(super) export: Option<E>,
     /// All of them, those that may have something to write out, and those that may have
     /// something cached.
-    lists: [Vec<Key>; 3],
+    lists: [Vec<Index>; 3],
     /// How many are open, and of these how many are writable, and how many cache but cannot
     /// flush.
     pub(super) open: u32,
@@ -168,7 +168,17 @@ impl<E, T> Group<E, T> {
         }
     }
 
-    pub(super) fn list(&self, list: List) -> &[Key] {
+    /// Those of the group's members that are on the list.
+    pub(super) fn listed<V>(
+        &self,
+        list: List,
+        members: &Slab<V>,
+    ) -> impl DoubleEndedIterator<Item = Key> {
+        let listed = self.list(list).iter();
+        listed.filter_map(|&index| members.key_at(index))
+    }
+
+    pub(super) fn list(&self, list: List) -> &[Index] {
         let [members, dirty, loaded] = &self.lists;
         match list {
             List::Members => members,
@@ -177,7 +187,7 @@ impl<E, T> Group<E, T> {
         }
     }
 
-    pub(super) fn list_mut(&mut self, list: List) -> &mut Vec<Key> {
+    pub(super) fn list_mut(&mut self, list: List) -> &mut Vec<Index> {
         let [members, dirty, loaded] = &mut self.lists;
         match list {
             List::Members => members,

@@ -5,8 +5,8 @@ use super::command::{Action, FlushId};
 use super::config::AfterFailure;
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
-use super::member::{List, Need, Phase, Running, Work};
-use super::slab::Key;
+use super::member::{List, Need, Phase, Place, Running, Work};
+use super::slab::{Key, grow};
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -31,7 +31,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group) = self.groups.get(member.group) else {
             return false;
         };
-        let written = if member.backend.self_coherent {
+        let written = if member.backend.self_coherent() {
             group.write_outs.latest_not_by(key)
         } else {
             group.write_outs.latest()
@@ -156,7 +156,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             work.queued = true;
             self.actions.push_back(Pending::Flush(key));
         }
-        member.order_requested = false;
+        work.order_requested = false;
         let group = member.group;
         match result {
             Ok(()) => self.flush_succeeded(group, key, running),
@@ -186,13 +186,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         member.covered = member.covered.max(running.start);
+        member.purgeable = true;
         // What was cached when the flush started is gone; what commands in flight fetched before
         // may still be put in the cache after it.
         member.oldest_load = running
             .oldest_in_flight
             .or(running.first_after)
             .unwrap_or(Stamp::NEVER);
-        if member.backend.caches_nothing {
+        if member.backend.caches_nothing() {
             member.oldest_load = Stamp::NEVER;
         }
         if group.covers_all() {
@@ -233,13 +234,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             group.maybe_stale = true;
         }
         match self.config.after_failure() {
-            AfterFailure::Sticky if alone => member.failed = Some(why),
+            AfterFailure::Sticky if alone => member.work_mut().failed = Some(why),
             AfterFailure::Sticky => {
                 group.failed.get_or_insert(why);
                 group.failed_at = now;
                 group.failed_reported = false;
             }
-            AfterFailure::Retry if uncovered => member.unreported = Some((why, now)),
+            AfterFailure::Retry if uncovered => {
+                member.work_mut().unreported = Some((why, now));
+            }
             AfterFailure::Retry => {}
         }
         self.relist(key);
@@ -264,7 +267,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         // The handle is about to be closed, and what it could not write out goes with it.
-        member.gave_up = true;
+        member.work_mut().gave_up = true;
         let group = member.group;
         self.data_lost(group, why);
     }
@@ -273,7 +276,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     pub(super) fn close_gate(&mut self, key: Key) {
         let now = self.clock.tick();
         if let Some(member) = self.members.get_mut(key) {
-            member.gate = now;
+            member.work_mut().gate = now;
         }
         self.relist(key);
     }
@@ -283,17 +286,18 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return;
         };
-        if !member.gate.happened() {
+        let gate = member.gate();
+        if !gate.happened() {
             return;
         }
-        if member.oldest_load.happened() && member.oldest_load <= member.gate {
+        if member.oldest_load.happened() && member.oldest_load <= gate {
             // It was closed again meanwhile: whoever waits needs one more flush.
             if member.work().is_some_and(Work::gate_needs_flush) {
                 self.invalidate(key, Need::Gate);
             }
             return;
         }
-        member.gate = Stamp::NEVER;
+        member.ungate();
         let held = member.take_held();
         self.relist(key);
         for held in held {
@@ -327,7 +331,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         // One that is gated is invalidated before it serves, and need not be looked at.
-        let loaded = member.oldest_load.happened() && !member.gate.happened();
+        let loaded = member.oldest_load.happened() && !member.gate().happened();
         self.list(key, List::Dirty, uncovered);
         self.list(key, List::Loaded, loaded);
     }
@@ -347,18 +351,19 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         let place = member.place_mut(list);
-        match (on, *place) {
+        match (on, place.get()) {
             (true, None) => {
-                *place = u32::try_from(listed.len()).ok();
-                listed.push(key);
+                *place = Place::new(listed.len());
+                grow(listed);
+                listed.push(key.index());
             }
             (false, Some(at)) => {
-                *place = None;
-                listed.swap_remove(at as usize);
-                if let Some(&moved) = listed.get(at as usize)
-                    && let Some(moved) = members.get_mut(moved)
+                *place = Place::NONE;
+                listed.swap_remove(at);
+                if let Some(&moved) = listed.get(at)
+                    && let Some(moved) = members.at_mut(moved)
                 {
-                    *moved.place_mut(list) = Some(at);
+                    *moved.place_mut(list) = Place::new(at);
                 }
             }
             _ => {}
@@ -369,6 +374,6 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     pub(super) fn is_unused(&self, key: Key) -> bool {
         self.members
             .get(key)
-            .is_some_and(|member| member.phase == Phase::Opening || member.unused)
+            .is_some_and(|member| member.phase == Phase::Opening || member.is_unused())
     }
 }

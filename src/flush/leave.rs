@@ -55,7 +55,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             key: member.key.clone(),
         };
         let mut result = Ok(());
-        if member.modifying > 0 || self.is_uncovered(key) {
+        if member.in_flight.modifying > 0 || self.is_uncovered(key) {
             // Who knows what of it has reached storage.
             self.note_write_out(group, key);
         }
@@ -134,7 +134,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .groups
             .get(member.group)
             .is_some_and(|group| self.path(group) == Path::Emulate);
-        if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {
+        if emulating && !member.gave_up() && member.backend.flush() && self.is_uncovered(key) {
             self.write_out(key, Need::Leave);
             return;
         }
@@ -174,7 +174,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         if member.phase != Phase::Opening {
             group.open -= 1;
-            group.writable -= u32::from(!member.backend.read_only);
+            group.writable -= u32::from(!member.backend.read_only());
             group.cannot_flush -= u32::from(member.backend.cannot_flush());
         }
         if group.list(List::Members).is_empty() {

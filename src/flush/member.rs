@@ -11,45 +11,57 @@ use super::config::Backend;
 use super::slab::Key;
 use crate::wire::Errno;
 
-/// Commands that a handle is executing, in generations.
+/// Commands that a handle is executing, in generations, each known by when its first command
+/// began.
 ///
 /// To know when all those that were in flight at some moment have ended, the generation is
 /// advanced at that moment: commands that begin later count in the next one. This costs a read or
 /// write no more than a counter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight {
-    generation: u64,
+    /// The current generation.
+    generation: Stamp,
     count: u32,
-    /// When the first command of the current generation began, if any is in flight.
-    first: Stamp,
-    /// Earlier generations of which something is in flight, oldest first.
-    older: Vec<Generation>,
+    /// How many of all, of whatever generation, modify something.
+    pub(super) modifying: u32,
+    /// Earlier generations of which something is in flight, oldest first. Few connections have
+    /// any, and one pointer is all that the others pay.
+    #[expect(
+        clippy::box_collection,
+        reason = "a list is three times as large where it is empty"
+    )]
+    older: Option<Box<Vec<Generation>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Generation {
-    number: u64,
+    began: Stamp,
     count: u32,
-    /// When its first command began.
-    first: Stamp,
 }
 
 impl InFlight {
-    pub(super) fn begin(&mut self, now: Stamp) -> u64 {
+    pub(super) fn begin(&mut self, now: Stamp) -> Stamp {
         if self.count == 0 {
-            self.first = now;
+            self.generation = now;
         }
         self.count += 1;
         self.generation
     }
 
-    pub(super) fn end(&mut self, generation: u64) {
-        if generation == self.generation {
-            self.count = self.count.saturating_sub(1);
-            return;
+    pub(super) fn end(&mut self, generation: Stamp) {
+        // Just after an advance it is the one that has become an earlier one.
+        if generation == self.generation && self.count > 0 {
+            self.count -= 1;
+        } else {
+            self.end_older(generation);
         }
-        let older = &mut self.older;
-        let Ok(place) = older.binary_search_by_key(&generation, |it| it.number) else {
+    }
+
+    fn end_older(&mut self, generation: Stamp) {
+        let Some(older) = &mut self.older else {
+            return;
+        };
+        let Ok(place) = older.binary_search_by_key(&generation, |it| it.began) else {
             return;
         };
         if let Some(it) = older.get_mut(place) {
@@ -58,44 +70,45 @@ impl InFlight {
                 older.remove(place);
             }
         }
+        if older.is_empty() {
+            self.older = None;
+        }
     }
 
     /// Separates what is in flight now from what begins later.
     pub(super) fn advance(&mut self) {
         if self.count > 0 {
-            self.older.push(Generation {
-                number: self.generation,
+            self.older.get_or_insert_default().push(Generation {
+                began: self.generation,
                 count: self.count,
-                first: self.first,
             });
             self.count = 0;
         }
-        self.generation += 1;
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0 && self.older.is_empty()
+    fn oldest_of_older(&self) -> Option<Stamp> {
+        let oldest = self.older.as_ref()?.first();
+        oldest.map(|oldest| oldest.began)
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.count == 0 && self.older.is_none()
     }
 
     /// Whether a command of this generation or an earlier one is still in flight.
-    pub(super) fn reaches_back_to(&self, generation: u64) -> bool {
-        match self.older.first() {
-            Some(oldest) => oldest.number <= generation,
-            None => self.count > 0 && self.generation <= generation,
-        }
+    pub(super) fn reaches_back_to(&self, generation: Stamp) -> bool {
+        self.oldest().is_some_and(|oldest| oldest <= generation)
     }
 
-    pub(super) fn generation(&self) -> u64 {
+    /// The latest that began, or zero; none that begins after an [`advance`](Self::advance) has the same.
+    pub(super) const fn generation(&self) -> Stamp {
         self.generation
     }
 
     /// When the oldest command in flight began, or a little earlier.
     pub(super) fn oldest(&self) -> Option<Stamp> {
-        match self.older.first() {
-            Some(oldest) => Some(oldest.first),
-            None if self.count > 0 => Some(self.first),
-            None => None,
-        }
+        let current = (self.count > 0).then_some(self.generation);
+        self.oldest_of_older().or(current)
     }
 }
 
@@ -146,7 +159,25 @@ pub(super) enum List {
     Loaded,
 }
 
-/// What only a handle with a flush on it, or before it, needs.
+/// Where a member stands on a list, if it does: an `Option<u32>` of half the size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place(u32);
+
+impl Place {
+    pub(super) const NONE: Self = Self(u32::MAX);
+
+    /// A place that there cannot be stands for none: nobody has 2^32 connections.
+    pub(super) fn new(at: usize) -> Self {
+        Self(u32::try_from(at).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn get(self) -> Option<usize> {
+        (self != Self::NONE).then_some(self.0 as usize)
+    }
+}
+
+/// What most connections do not need: about flushes on their handle, or before one, and about
+/// failures.
 #[derive(Clone, Debug)]
 pub(super) struct Work<T> {
     pub(super) running: Option<Running>,
@@ -157,14 +188,33 @@ pub(super) struct Work<T> {
     /// Who needs another one after the running one.
     pub(super) next: Vec<Need>,
     /// Who needs a flush once the commands up to a generation have ended.
-    pub(super) draining: Vec<(u64, Need)>,
+    pub(super) draining: Vec<(Stamp, Need)>,
+    /// Nothing that may be older than this may be served; zero if anything may.
+    pub(super) gate: Stamp,
     /// Commands that wait for the gate to open.
     pub(super) held: VecDeque<Held<T>>,
+    /// A flush was asked for by modifications that overlap with its own.
+    pub(super) order_requested: bool,
+    /// Its last flush before release failed: nothing more can be done for its data.
+    pub(super) gave_up: bool,
+    /// A failure of this connection's data, and when, that none of its own flushes has reported.
+    pub(super) unreported: Option<(Errno, Stamp)>,
+    /// Why every flush fails that goes to this handle alone, under the sticky policy.
+    pub(super) failed: Option<Errno>,
+    /// Commands up to this generation may have had what they wrote dropped by a cache whose flush
+    /// failed, under the sticky policy.
+    pub(super) dropped: Option<(Stamp, Errno)>,
 }
 
 impl<T> Work<T> {
     const fn new() -> Self {
         Self {
+            gate: Stamp::NEVER,
+            order_requested: false,
+            gave_up: false,
+            unreported: None,
+            failed: None,
+            dropped: None,
             running: None,
             queued: false,
             joined: Vec::new(),
@@ -202,6 +252,17 @@ impl<T> Work<T> {
             && self.draining.is_empty()
             && self.held.is_empty()
     }
+
+    /// Whether it says no more than that there is nothing to say.
+    fn is_forgettable(&self) -> bool {
+        self.is_idle()
+            && !self.gate.happened()
+            && !self.order_requested
+            && !self.gave_up
+            && self.unreported.is_none()
+            && self.failed.is_none()
+            && self.dropped.is_none()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +274,7 @@ pub(super) enum Phase {
     Leaving,
 }
 
-/// One connection.
+/// One connection. There may be very many that are idle: what these do not need is in [`Work`].
 #[derive(Clone, Debug)]
 pub(super) struct Member<C, T> {
     pub(super) key: C,
@@ -221,40 +282,23 @@ pub(super) struct Member<C, T> {
     pub(super) phase: Phase,
     pub(super) backend: Backend,
     pub(super) in_flight: InFlight,
-    /// How many of these modify something.
-    pub(super) modifying: u32,
     /// When the latest modification completed; zero if none did.
     pub(super) last_mod: Stamp,
     /// When the latest successful flush started: what completed before is covered.
     pub(super) covered: Stamp,
     /// When the oldest of what the cache may hold can have been loaded; zero if it holds nothing.
     pub(super) oldest_load: Stamp,
-    /// Nothing that may be older than this may be served; zero if anything may.
-    pub(super) gate: Stamp,
-    /// No command has begun since it opened.
-    pub(super) unused: bool,
+    /// The running round has written it out; known only where a round visits every handle.
+    pub(super) visited: bool,
+    /// A flush has covered something since its ranges were last purged.
+    pub(super) purgeable: bool,
     /// Where it stands on each list of the group.
-    places: [Option<u32>; 3],
-    /// A failure of this connection's data, and when, that none of its own flushes has reported.
-    pub(super) unreported: Option<(Errno, Stamp)>,
-    /// Why every flush fails that goes to this handle alone, under the sticky policy.
-    pub(super) failed: Option<Errno>,
-    /// Commands up to this generation may have had what they wrote dropped by a cache whose flush
-    /// failed, under the sticky policy.
-    pub(super) dropped: Option<(u64, Errno)>,
-    /// The start of the round that last visited it.
-    pub(super) visited: Stamp,
-    /// What was covered when its ranges were last purged.
-    pub(super) purged: Stamp,
+    places: [Place; 3],
     /// Commands that wait for others' overlapping modifications, and unfinished FUA commands and
     /// flushes of its own: what a leaving connection has to wait for beyond those in flight.
     pub(super) pending: u32,
     /// How many ranges of modifications are remembered for it.
     pub(super) ranges: u32,
-    /// A flush was asked for by modifications that overlap with its own.
-    pub(super) order_requested: bool,
-    /// Its last flush before release failed: nothing more can be done for its data.
-    pub(super) gave_up: bool,
     work: Option<Box<Work<T>>>,
 }
 
@@ -266,27 +310,19 @@ impl<C, T> Member<C, T> {
             phase: Phase::Opening,
             backend: Backend::new(),
             in_flight: InFlight::default(),
-            modifying: 0,
             last_mod: Stamp::NEVER,
             covered: Stamp::NEVER,
             oldest_load: Stamp::NEVER,
-            gate: Stamp::NEVER,
-            unused: true,
-            places: [None; 3],
-            unreported: None,
-            failed: None,
-            dropped: None,
-            visited: Stamp::NEVER,
-            purged: Stamp::NEVER,
+            visited: false,
+            purgeable: false,
+            places: [Place::NONE; 3],
             pending: 0,
             ranges: 0,
-            order_requested: false,
-            gave_up: false,
             work: None,
         }
     }
 
-    pub(super) fn place_mut(&mut self, list: List) -> &mut Option<u32> {
+    pub(super) const fn place_mut(&mut self, list: List) -> &mut Place {
         let [members, dirty, loaded] = &mut self.places;
         match list {
             List::Members => members,
@@ -297,11 +333,12 @@ impl<C, T> Member<C, T> {
 
     pub(super) fn is_listed(&self, list: List) -> bool {
         let [members, dirty, loaded] = &self.places;
-        match list {
-            List::Members => members.is_some(),
-            List::Dirty => dirty.is_some(),
-            List::Loaded => loaded.is_some(),
-        }
+        let place = match list {
+            List::Members => members,
+            List::Dirty => dirty,
+            List::Loaded => loaded,
+        };
+        place.get().is_some()
     }
 
     pub(super) fn take_held(&mut self) -> VecDeque<Held<T>> {
@@ -319,9 +356,54 @@ impl<C, T> Member<C, T> {
         self.work.get_or_insert_with(|| Box::new(Work::new()))
     }
 
+    /// Nothing that may be older than this may be served; zero if anything may.
+    pub(super) fn gate(&self) -> Stamp {
+        self.work.as_ref().map_or(Stamp::NEVER, |work| work.gate)
+    }
+
+    /// Anything may be served.
+    pub(super) fn ungate(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.gate = Stamp::NEVER;
+        }
+    }
+
+    pub(super) fn gave_up(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.gave_up)
+    }
+
+    pub(super) fn failed(&self) -> Option<Errno> {
+        self.work.as_ref().and_then(|work| work.failed)
+    }
+
+    pub(super) fn unreported(&self) -> Option<(Errno, Stamp)> {
+        self.work.as_ref().and_then(|work| work.unreported)
+    }
+
+    /// Its client has been told of all that had failed by then.
+    pub(super) fn reported(&mut self, by: Stamp) {
+        if let Some(work) = &mut self.work {
+            work.unreported = work.unreported.filter(|&(_, at)| at > by);
+        }
+        self.rest();
+    }
+
+    pub(super) fn forget_failures(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.unreported = None;
+            work.failed = None;
+        }
+        self.rest();
+    }
+
+    /// No command has begun since it opened.
+    pub(super) const fn is_unused(&self) -> bool {
+        !self.in_flight.generation().happened()
+    }
+
     /// Gives the memory of the rare case back.
     pub(super) fn rest(&mut self) {
-        if self.work.as_ref().is_some_and(|work| work.is_idle()) {
+        if self.work.as_ref().is_some_and(|work| work.is_forgettable()) {
             self.work = None;
         }
     }
@@ -331,19 +413,13 @@ impl<C, T> Member<C, T> {
     }
 
     /// A command begins: it may load from now on.
-    pub(super) fn begin(&mut self, now: Stamp) -> u64 {
+    pub(super) fn begin(&mut self, now: Stamp) -> Stamp {
         if let Some(work) = &mut self.work
             && let Some(running) = &mut work.running
         {
             running.first_after.get_or_insert(now);
         }
-        self.unused = false;
         self.in_flight.begin(now)
-    }
-
-    /// Whether a flush has covered something since its ranges were last purged.
-    pub(super) fn purgeable(&self) -> bool {
-        self.covered > self.purged
     }
 
     /// Whether it waits for nothing of its own any more.
@@ -394,7 +470,10 @@ mod tests {
         in_flight.end(first);
         assert!(in_flight.is_empty());
         in_flight.advance();
-        assert!(!in_flight.reaches_back_to(in_flight.generation()));
+        let barrier = in_flight.generation();
+        assert!(!in_flight.reaches_back_to(barrier));
+        in_flight.begin(at(3));
+        assert!(!in_flight.reaches_back_to(barrier));
     }
 
     #[test]
@@ -407,9 +486,9 @@ mod tests {
             in_flight.advance();
             in_flight.end(begun);
         }
-        assert_eq!(in_flight.older.len(), 1);
+        assert_eq!(in_flight.older.as_ref().unwrap().len(), 1);
         assert!(in_flight.reaches_back_to(hangs));
         in_flight.end(hangs);
-        assert!(in_flight.is_empty());
+        assert!(in_flight.is_empty() && in_flight.older.is_none());
     }
 }

@@ -100,9 +100,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return true;
         };
         member.ranges < self.config.max_ranges()
-            || member.purgeable()
+            || member.purgeable
             // Nothing of it is remembered beyond what is in flight.
-            || member.backend.caches_nothing
+            || member.backend.caches_nothing()
             || group.ranges.touches_or_neighbours(key, range)
     }
 
@@ -112,7 +112,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if self
             .members
             .get(key)
-            .is_some_and(|member| member.ranges >= max && member.purgeable())
+            .is_some_and(|member| member.ranges >= max && member.purgeable)
         {
             self.purge(group, key);
         }
@@ -159,7 +159,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             live
         });
         if let Some(member) = members.get_mut(key) {
-            member.purged = member.covered;
+            member.purgeable = false;
         }
     }
 
@@ -198,7 +198,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     fn write_out_below(&mut self, group_key: Key, key: Key, range: Range) {
         while let Some(owner) = self.in_the_way(group_key, key, range) {
             if let Some(owner) = self.members.get_mut(owner) {
-                owner.order_requested = true;
+                owner.work_mut().order_requested = true;
             }
             self.write_out(owner, Need::Order);
         }
@@ -223,7 +223,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     fn wants_order_flush(&self, key: Key) -> bool {
         self.members
             .get(key)
-            .is_some_and(|member| !member.order_requested)
+            .is_some_and(|member| member.work().is_none_or(|work| !work.order_requested))
     }
 
     /// Nothing is in flight in `range` any more: can modifications that wait for that begin? Most

@@ -7,7 +7,7 @@ use super::command::Decision;
 use super::config::{AfterFailure, TrackDirty};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::{Path, Round, Step, Waiter};
-use super::member::{List, Need, Phase};
+use super::member::{List, Member, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;
 
@@ -71,10 +71,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if path == Path::CoversAll {
             return group.last_mod > group.covered_all;
         }
-        while let Some(&key) = self
+        while let Some(key) = self
             .groups
             .get(group_key)
-            .and_then(|group| group.list(List::Dirty).last())
+            .and_then(|group| group.listed(List::Dirty, &self.members).next_back())
         {
             if self.is_uncovered(key) {
                 return true;
@@ -88,13 +88,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if !group.maybe_stale {
             return false;
         }
-        let mut loaded = group.list(List::Loaded).iter();
         let serves = |&key: &Key| {
             self.members
                 .get(key)
-                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush)
+                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush())
         };
-        let stale = loaded.any(|key| serves(key) && self.is_stale(*key) && !self.is_unused(*key));
+        let stale = group
+            .listed(List::Loaded, &self.members)
+            .any(|key| serves(&key) && self.is_stale(key) && !self.is_unused(key));
         if !stale {
             self.gate_unused(group_key);
             if let Some(group) = self.groups.get_mut(group_key) {
@@ -132,8 +133,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let path = self.groups.get(group_key).map(|group| self.path(group));
         if path == Some(Path::Emulate) {
             let group = self.groups.get(group_key);
-            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
-            let dirty = dirty.iter().copied();
+            if self.visits_everyone() {
+                for &index in group.map_or(&[][..], |group| group.list(List::Members)) {
+                    if let Some(member) = self.members.at_mut(index) {
+                        member.visited = false;
+                    }
+                }
+            }
+            let dirty = group.map(|group| group.listed(List::Dirty, &self.members));
+            let dirty = dirty.into_iter().flatten();
             let dirty: Vec<Key> = dirty.filter(|&key| self.is_uncovered(key)).collect();
             self.visit(group_key, &dirty, |this, key| {
                 this.write_out(key, Need::Round(group_key));
@@ -154,6 +162,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 
+    /// Whether a round flushes every handle of the group, needed or not.
+    fn visits_everyone(&self) -> bool {
+        self.config.track_dirty() != TrackDirty::Connection
+    }
+
     /// Makes the round wait for a flush of each of these handles; with none, goes on at once.
     fn visit(&mut self, group: Key, handles: &[Key], flush: impl Fn(&mut Self, Key)) {
         let Some(round) = self
@@ -165,10 +178,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         // Nobody asks for more than 2^32 connections.
         round.remaining = handles.len() as u32;
-        let start = round.start;
         for &key in handles {
             if let Some(member) = self.members.get_mut(key) {
-                member.visited = start;
+                member.visited = true;
             }
             flush(self, key);
         }
@@ -214,11 +226,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let group = self.groups.get(group)?;
         let waiters = group.round.as_ref().map_or(&[][..], |round| &round.waiters);
         let waiting = waiters.iter().map(|waiter| waiter.member);
-        let members = group.list(List::Members).iter().copied();
+        let members = group.listed(List::Members, &self.members);
         waiting.chain(members).find(|&key| {
             self.members
                 .get(key)
-                .is_some_and(|member| member.phase != Phase::Opening && member.backend.flush)
+                .is_some_and(|member| member.phase != Phase::Opening && member.backend.flush())
         })
     }
 
@@ -247,9 +259,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let failed = round.failed.is_some();
         if round.step == Step::WriteOut && path == Path::Emulate && !failed {
             round.step = Step::Invalidate;
-            let start = round.start;
             self.gate_unused(group_key);
-            let handles = self.to_invalidate(group_key, start);
+            let handles = self.to_invalidate(group_key);
             self.visit(group_key, &handles, |this, key| {
                 if this.is_stale(key) {
                     this.invalidate(key, Need::Round(group_key));
@@ -264,11 +275,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// The barrier: all that the round has to write out is written out. Which handles may hold
     /// something from before?
-    fn to_invalidate(&self, group: Key, round_start: Stamp) -> Vec<Key> {
+    fn to_invalidate(&self, group: Key) -> Vec<Key> {
         let Some(group) = self.groups.get(group) else {
             return Vec::new();
         };
-        let everyone = self.config.track_dirty() != TrackDirty::Connection;
+        let everyone = self.visits_everyone();
         let list = if everyone {
             List::Members
         } else {
@@ -277,16 +288,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let serving = |&key: &Key| {
             self.members
                 .get(key)
-                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush)
+                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush())
         };
         let wanted = |&key: &Key| {
-            let visited = self
-                .members
-                .get(key)
-                .is_some_and(|member| member.visited == round_start);
+            let visited = self.members.get(key).is_some_and(|member| member.visited);
             self.is_stale(key) || (everyone && !visited)
         };
-        let handles = group.list(list).iter().copied();
+        let handles = group.listed(list, &self.members);
         handles.filter(serving).filter(wanted).collect()
     }
 
@@ -299,7 +307,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if !group.maybe_stale {
             return;
         }
-        let loaded = group.list(List::Loaded).iter().copied();
+        let loaded = group.listed(List::Loaded, &self.members);
         let unused: Vec<Key> = loaded
             .filter(|&key| self.is_unused(key) && self.is_stale(key))
             .collect();
@@ -355,8 +363,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let group = self.groups.get(group);
         let failed = failed
             .or(group.and_then(|group| group.failed))
-            .or(member.and_then(|member| member.failed))
-            .or(member.and_then(|member| member.unreported.map(|(why, _)| why)))
+            .or(member.and_then(Member::failed))
+            .or(member.and_then(|member| member.unreported().map(|(why, _)| why)))
             .or(group.and_then(|group| group.lost.map(|(why, _)| why)));
         failed.map_or(Ok(()), Err)
     }
@@ -368,7 +376,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return;
         };
-        member.unreported = member.unreported.filter(|&(_, at)| at > by);
+        member.reported(by);
         if let Some(group) = self.groups.get_mut(member.group) {
             group.lost = group.lost.filter(|&(_, at)| at > by);
             group.failed_reported |= group.failed_at <= by;
@@ -406,9 +414,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if !group.waiting.is_empty() {
             group.waiting_failed = Some(why);
         }
-        for &key in group.list(List::Members) {
-            if let Some(member) = self.members.get_mut(key) {
-                member.unreported = Some((why, now));
+        for &index in group.list(List::Members) {
+            if let Some(member) = self.members.at_mut(index) {
+                member.work_mut().unreported = Some((why, now));
             }
         }
     }
@@ -425,7 +433,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let can_flush = self
             .members
             .get(key)
-            .is_some_and(|member| member.backend.flush);
+            .is_some_and(|member| member.backend.flush());
         if skip || !can_flush {
             return self.answer_now(group, key, tag);
         }

@@ -11,6 +11,24 @@ pub(super) struct Key {
     generation: u32,
 }
 
+/// Where a value is that is known to be there: half of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Index(u32);
+
+impl Key {
+    pub(super) const fn index(self) -> Index {
+        Index(self.index)
+    }
+}
+
+/// Makes room for one more, and for few beyond: doubling would make idle connections pay for as
+/// many that there are not.
+pub(super) fn grow<V>(values: &mut Vec<V>) {
+    if values.len() == values.capacity() {
+        values.reserve_exact(8 + values.len() / 16);
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Place<V> {
     generation: u32,
@@ -43,6 +61,7 @@ impl<V> Slab<V> {
         }
         // 2^32 values at a time do not fit in memory, so that the index never wraps.
         let index = self.places.len() as u32;
+        grow(&mut self.places);
         self.places.push(Place {
             generation: 0,
             value: Some(value),
@@ -62,6 +81,20 @@ impl<V> Slab<V> {
         place.generation = place.generation.wrapping_add(1);
         self.free.push(key.index);
         Some(value)
+    }
+
+    /// The key of the value that is there now.
+    pub(super) fn key_at(&self, index: Index) -> Option<Key> {
+        let place = self.places.get(index.0 as usize)?;
+        place.value.as_ref()?;
+        Some(Key {
+            index: index.0,
+            generation: place.generation,
+        })
+    }
+
+    pub(super) fn at_mut(&mut self, index: Index) -> Option<&mut V> {
+        self.places.get_mut(index.0 as usize)?.value.as_mut()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &V)> {

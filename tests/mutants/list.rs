@@ -34,7 +34,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 file: COORDINATOR,
                 find: "        let mut fua = Fua::No;\n",
                 replace:
-                    "        if modification && !self.members.get(key)?.backend.caches_nothing {
+                    "        if modification && !self.members.get(key)?.backend.caches_nothing() {
             let member = self.members.get_mut(key)?;
             member.last_mod = now;
             let group = member.group;
@@ -151,7 +151,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "off skips flushes of handles that need none",
         edits: &[Edit {
             file: ROUND,
-            find: "let everyone = self.config.track_dirty() != TrackDirty::Connection;",
+            find: "let everyone = self.visits_everyone();",
             replace: "let everyone = false;",
         }],
         caught_by: &["promises::tracking_saves_backend_flushes"],
@@ -176,18 +176,18 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             Edit {
                 file: ROUND,
                 find:
-                    "            let dirty = group.map_or(&[][..], |group| group.list(List::Dirty));
-            let dirty = dirty.iter().copied();
+                    "            let dirty = group.map(|group| group.listed(List::Dirty, &self.members));
+            let dirty = dirty.into_iter().flatten();
             let dirty: Vec<Key> = dirty.filter(|&key| self.is_uncovered(key)).collect();
 ",
                 replace:
-                    "            let all = group.map_or(&[][..], |group| group.list(List::Members));
+                    "            let all = group.map(|group| group.listed(List::Members, &self.members));
             let loaded = |key| {
                 self.members.get(key).is_some_and(|member| {
                     member.phase == Phase::Serving && member.oldest_load > Stamp::NEVER
                 })
             };
-            let all = all.iter().copied();
+            let all = all.into_iter().flatten();
             let wanted = |&key: &Key| self.is_uncovered(key) || loaded(key);
             let dirty: Vec<Key> = all.filter(wanted).collect();
 ",
@@ -213,10 +213,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "cache and block status do not count as loads",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if !member.oldest_load.happened() && !member.backend.caches_nothing {",
+            find: "if !member.oldest_load.happened() && !member.backend.caches_nothing() {",
             replace: "if !member.oldest_load.happened()
             && !matches!(command.kind, CommandType::CACHE | CommandType::BLOCK_STATUS)
-            && !member.backend.caches_nothing
+            && !member.backend.caches_nothing()
         {",
         }],
         caught_by: &[
@@ -227,10 +227,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a write does not count as a load",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if !member.oldest_load.happened() && !member.backend.caches_nothing {",
+            find: "if !member.oldest_load.happened() && !member.backend.caches_nothing() {",
             replace: "if !member.oldest_load.happened()
             && !command.kind.is_modification()
-            && !member.backend.caches_nothing
+            && !member.backend.caches_nothing()
         {",
         }],
         caught_by: &[
@@ -241,7 +241,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a handle's own write-outs do not make stale what its commands had fetched",
         edits: &[Edit {
             file: HANDLE,
-            find: "let written = if member.backend.self_coherent {",
+            find: "let written = if member.backend.self_coherent() {",
             replace: "let written = if true {",
         }],
         caught_by: &["hazards::r2_a_held_read_leaves_nothing_older_than_its_own_connections_write"],
@@ -375,8 +375,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "the owner of what could not be written is not told",
         edits: &[Edit {
             file: HANDLE,
-            find: "AfterFailure::Retry if uncovered => member.unreported = Some((why, now)),",
-            replace: "AfterFailure::Retry if uncovered => {}",
+            find: "AfterFailure::Retry if uncovered => {\n",
+            replace: "AfterFailure::Retry if !uncovered => {\n",
         }],
         caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
     },
@@ -440,7 +440,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a sticky failure of a connection's own flush is forgotten",
         edits: &[Edit {
             file: HANDLE,
-            find: "AfterFailure::Sticky if alone => member.failed = Some(why),",
+            find: "AfterFailure::Sticky if alone => member.work_mut().failed = Some(why),",
             replace: "AfterFailure::Sticky if alone => {}",
         }],
         caught_by: &["hazards::e1_holds_for_a_connections_own_flushes_in_plugin_mode"],
@@ -450,8 +450,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a leaving connection is released without being written out",
         edits: &[Edit {
             file: LEAVE,
-            find: "if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {",
-            replace: "if emulating && member.gave_up && member.backend.flush && self.is_uncovered(key) {",
+            find: "if emulating && !member.gave_up() && member.backend.flush() && self.is_uncovered(key) {",
+            replace: "if emulating && member.gave_up && member.backend.flush() && self.is_uncovered(key) {",
         }],
         caught_by: &[
             "hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
@@ -545,8 +545,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "connections that are opening are not gated",
         edits: &[Edit {
             file: HANDLE,
-            find: ".is_some_and(|member| member.phase == Phase::Opening || member.unused)",
-            replace: ".is_some_and(|member| member.phase != Phase::Opening && member.unused)",
+            find: ".is_some_and(|member| member.phase == Phase::Opening || member.is_unused())",
+            replace: ".is_some_and(|member| member.phase != Phase::Opening && member.is_unused())",
         }],
         caught_by: &["hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
     },
@@ -611,9 +611,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a handle that has to be invalidated before it serves serves",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "        if member.gate.happened() {
+            find: "        if member.gate().happened() {
             return self.hold",
-            replace: "        if member.gate.happened() && member.phase != Phase::Serving {
+            replace: "        if member.gate().happened() && member.phase != Phase::Serving {
             return self.hold",
         }],
         caught_by: &[
@@ -752,8 +752,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "emulation of a backend without flush is accepted",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if emulated && !can_flush && !backend.read_only {",
-            replace: "if emulated && !can_flush && backend.multi_conn {",
+            find: "if emulated && !can_flush && !backend.read_only() {",
+            replace: "if emulated && !can_flush && backend.multi_conn() {",
         }],
         caught_by: &["promises::a_promise_that_cannot_be_kept_is_refused"],
     },
@@ -761,8 +761,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a writer may join readers that cannot be invalidated",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if group.cannot_flush > 0 && !backend.read_only {",
-            replace: "if group.cannot_flush > 0 && backend.read_only {",
+            find: "if group.cannot_flush > 0 && !backend.read_only() {",
+            replace: "if group.cannot_flush > 0 && backend.read_only() {",
         }],
         caught_by: &["promises::a_writer_cannot_join_readers_that_could_never_see_what_it_writes"],
     },
@@ -770,8 +770,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "native FUA is used while emulating",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "} else if backend.fua && !emulating {",
-            replace: "} else if backend.fua {",
+            find: "} else if backend.fua() && !emulating {",
+            replace: "} else if backend.fua() {",
         }],
         caught_by: &["observed::every_command_is_executed_reads_and_stores_what_was_observed"],
     },
@@ -779,7 +779,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a round flushes every handle, at every level",
         edits: &[Edit {
             file: ROUND,
-            find: "let everyone = self.config.track_dirty() != TrackDirty::Connection;",
+            find: "let everyone = self.visits_everyone();",
             replace: "let everyone = true;",
         }],
         caught_by: &[
@@ -803,8 +803,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "handles of one group may differ in multi-conn",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if group.multi_conn.is_some_and(|it| it != backend.multi_conn) {",
-            replace: "if false {",
+            find: ".is_some_and(|it| it != backend.multi_conn())",
+            replace: ".is_some_and(|_| false)",
         }],
         caught_by: &[
             "kinds::handles_of_one_group_agree_on_multi_conn",
@@ -815,8 +815,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a write straight to storage leaves the caches of others alone",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "if member.backend.caches_nothing || (op.fua == Fua::Native && result.is_ok()) {",
-            replace: "if member.backend.caches_nothing {
+            find: "if member.backend.caches_nothing() || (op.fua == Fua::Native && result.is_ok()) {",
+            replace: "if member.backend.caches_nothing() {
         } else if op.fua == Fua::Native && result.is_ok() {",
         }],
         caught_by: &["kinds::a_write_straight_to_storage_is_seen_by_others_after_a_flush"],
@@ -843,7 +843,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a reader that cannot be invalidated opens with what is old",
         edits: &[Edit {
             file: COORDINATOR,
-            find: "let never_fresh = backend.cannot_flush() && backend.loads_on_open;",
+            find: "let never_fresh = backend.cannot_flush() && backend.loads_on_open();",
             replace: "let never_fresh = false;",
         }],
         caught_by: &[
@@ -952,7 +952,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "what was executing on a lost handle is thought never to have happened",
         edits: &[Edit {
             file: LEAVE,
-            find: "if member.modifying > 0 || self.is_uncovered(key) {",
+            find: "if member.in_flight.modifying > 0 || self.is_uncovered(key) {",
             replace: "if false {",
         }],
         caught_by: &["kinds::a_write_that_was_executing_on_a_lost_handle_may_have_reached_storage"],
