@@ -27,6 +27,11 @@ impl Clock {
         Self(0)
     }
 
+    /// How many events ago that was.
+    pub(super) const fn since(&self, stamp: Stamp) -> u64 {
+        self.0.saturating_sub(stamp.0)
+    }
+
     /// A moment later than all before.
     pub(super) const fn tick(&mut self) -> Stamp {
         self.0 += 1;

@@ -7,6 +7,7 @@ use super::command::{Action, Command, Conn, Decision, Fua, Op};
 use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel};
 use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
+use super::observe::Counters;
 use super::order::Range;
 use super::overlap::Turn;
 use super::slab::{Key, Slab};
@@ -49,6 +50,8 @@ pub struct FlushCoordinator<C, E, T> {
     /// Clients' flushes of their own connection only.
     pub(super) own: Slab<super::group::Waiter<T>>,
     pub(super) actions: VecDeque<Pending<C, T>>,
+    /// What was counted in groups that are gone.
+    pub(super) forgotten: Counters,
 }
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -65,6 +68,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             fuas: Slab::new(),
             own: Slab::new(),
             actions: VecDeque::new(),
+            forgotten: Counters::new(),
         }
     }
 
@@ -392,14 +396,27 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if member.backend.caches_nothing() || (op.fua == Fua::Native && result.is_ok()) {
             group.write_outs.note(op.member, now);
             group.maybe_stale = true;
+            group.counters.modifications += 1;
+            group.counters.covered += 1;
+            return idle;
+        }
+        member.last_mod = now;
+        group.last_mod = now;
+        if let Some(at) = member.place(List::Dirty) {
+            group.modified(Some(at), now);
         } else {
-            member.last_mod = now;
-            group.last_mod = now;
-            if !member.is_listed(List::Dirty) {
-                self.relist(op.member);
-            }
+            self.first_modified(op.member, group_key, now);
         }
         idle
+    }
+
+    /// The first modification that no flush has covered has completed on a handle.
+    fn first_modified(&mut self, key: Key, group: Key, now: Stamp) {
+        self.relist(key);
+        let at = self.members.get(key).and_then(|it| it.place(List::Dirty));
+        if let Some(group) = self.groups.get_mut(group) {
+            group.modified(at, now);
+        }
     }
 
     /// A command waits until the gate of its handle opens.
@@ -437,7 +454,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             }
         }
         if group.list(List::Members).is_empty() {
-            group.covered_all = group.last_mod;
+            group.give_up();
             self.group_emptied(key);
         }
     }

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 use super::clock::Stamp;
 use super::command::Command;
 use super::member::List;
+use super::observe::{Counters, Pile};
 use super::order::{Range, Ranges};
-use super::slab::{Index, Key, Slab};
+use super::slab::{Index, Key, Slab, grow};
 use crate::wire::Errno;
 
 /// A client that waits for a flush.
@@ -102,6 +103,11 @@ pub(super) struct Group<E, T> {
     /// All of them, those that may have something to write out, and those that may have
     /// something cached.
     lists: [Vec<Index>; 3],
+    /// What those that may have something to write out have modified, in the order of their list.
+    piles: Vec<Pile>,
+    /// What all have modified, where their cache is a shared one.
+    pub(super) shared: Pile,
+    pub(super) counters: Counters,
     /// How many are open, and of these how many are writable, and how many cache but cannot
     /// flush.
     pub(super) open: u32,
@@ -145,6 +151,9 @@ impl<E, T> Group<E, T> {
         Self {
             export,
             lists: [const { Vec::new() }; 3],
+            piles: Vec::new(),
+            shared: Pile::default(),
+            counters: Counters::default(),
             open: 0,
             writable: 0,
             cannot_flush: 0,
@@ -187,7 +196,71 @@ impl<E, T> Group<E, T> {
         }
     }
 
-    pub(super) fn list_mut(&mut self, list: List) -> &mut Vec<Index> {
+    /// Puts a member at the end of a list, and returns its place there.
+    pub(super) fn enlist(&mut self, list: List, member: Index) -> usize {
+        if list == List::Dirty {
+            grow(&mut self.piles);
+            self.piles.push(Pile::default());
+        }
+        let listed = self.list_mut(list);
+        grow(listed);
+        listed.push(member);
+        listed.len() - 1
+    }
+
+    /// Takes the member at this place off a list, and returns the one that stands there now.
+    pub(super) fn delist(&mut self, list: List, at: usize) -> Option<Index> {
+        if list == List::Dirty {
+            let pile = self.piles.swap_remove(at);
+            self.counters.given_up += pile.uncovered();
+        }
+        let listed = self.list_mut(list);
+        listed.swap_remove(at);
+        listed.get(at).copied()
+    }
+
+    /// What the member has modified that stands at this place of the list of dirty ones.
+    pub(super) fn pile(&self, at: usize) -> Pile {
+        self.piles.get(at).copied().unwrap_or_default()
+    }
+
+    /// A modification has gone into a cache: the one that all share, or that of the member at
+    /// this place of the list of dirty ones.
+    pub(super) fn modified(&mut self, at: Option<usize>, now: Stamp) {
+        self.counters.modifications += 1;
+        if self.covers_all() {
+            self.shared.add(now);
+        } else if let Some(pile) = at.and_then(|at| self.piles.get_mut(at)) {
+            pile.add(now);
+        }
+    }
+
+    /// How many modifications have gone into that cache.
+    pub(super) fn count(&self, at: Option<usize>) -> u64 {
+        if self.covers_all() {
+            self.shared.count()
+        } else {
+            at.map_or(0, |at| self.pile(at).count())
+        }
+    }
+
+    /// A flush that started at `start` has covered the first `count` of them.
+    pub(super) fn cover(&mut self, at: Option<usize>, count: u64, start: Stamp) {
+        let pile = if self.covers_all() {
+            Some(&mut self.shared)
+        } else {
+            at.and_then(|at| self.piles.get_mut(at))
+        };
+        self.counters.covered += pile.map_or(0, |pile| pile.cover(count, start));
+    }
+
+    /// What has not been covered never will be.
+    pub(super) fn give_up(&mut self) {
+        self.covered_all = self.last_mod;
+        self.counters.given_up += self.shared.give_up();
+    }
+
+    fn list_mut(&mut self, list: List) -> &mut Vec<Index> {
         let [members, dirty, loaded] = &mut self.lists;
         match list {
             List::Members => members,

@@ -6,7 +6,7 @@ use super::config::AfterFailure;
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
 use super::member::{List, Need, Phase, Place, Running, Work};
-use super::slab::{Key, grow};
+use super::slab::Key;
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -119,7 +119,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let writes_out = self.is_uncovered(key);
         let start = self.clock.tick();
         let member = self.members.get_mut(key)?;
+        let group = self.groups.get_mut(member.group)?;
+        group.counters.backend_flushes += 1;
         let running = Running {
+            count: group.count(member.place(List::Dirty)),
             start,
             oldest_in_flight: member.in_flight.oldest(),
             first_after: None,
@@ -185,6 +188,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         else {
             return;
         };
+        group.cover(member.place(List::Dirty), running.count, running.start);
         member.covered = member.covered.max(running.start);
         member.purgeable = true;
         // What was cached when the flush started is gone; what commands in flight fetched before
@@ -228,6 +232,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         else {
             return;
         };
+        group.counters.backend_failures += 1;
         if running.writes_out {
             // Part of it may have reached storage.
             group.write_outs.note(key, now);
@@ -344,23 +349,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = members.get_mut(key) else {
             return;
         };
-        let Some(listed) = groups
-            .get_mut(member.group)
-            .map(|group| group.list_mut(list))
-        else {
+        let Some(group) = groups.get_mut(member.group) else {
             return;
         };
         let place = member.place_mut(list);
         match (on, place.get()) {
             (true, None) => {
-                *place = Place::new(listed.len());
-                grow(listed);
-                listed.push(key.index());
+                *place = Place::new(group.enlist(list, key.index()));
             }
             (false, Some(at)) => {
                 *place = Place::NONE;
-                listed.swap_remove(at);
-                if let Some(&moved) = listed.get(at)
+                if let Some(moved) = group.delist(list, at)
                     && let Some(moved) = members.at_mut(moved)
                 {
                     *moved.place_mut(list) = Place::new(at);

@@ -95,6 +95,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 let ours = waiters.extract_if(.., |wait| wait.member == key);
                 waiting.extend(ours.map(|wait| wait.tag));
             }
+            if group.waiting.is_empty() {
+                // Nobody is left who waits for what was lost, and later flushes need not.
+                group.waiting_failed = None;
+            }
         }
         let fuas = self.fuas.iter().filter(|(_, wait)| wait.member == key);
         for wait in fuas.map(|(wait, _)| wait).collect::<Vec<_>>() {
@@ -182,7 +186,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             if emulated || !group.covers_all() || !group.flush {
                 // What handles of their own cached is written out, or reported as lost. A shared
                 // cache, in contrast, still has to be flushed by whoever comes next.
-                group.covered_all = group.last_mod;
+                group.give_up();
             }
             self.group_emptied(group_key);
         }
@@ -206,6 +210,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if group.is_forgettable()
             && let Some(export) = group.export.clone()
         {
+            self.forgotten += group.counters;
             self.by_export.remove(&export);
             self.groups.remove(group_key);
         }

@@ -139,6 +139,8 @@ pub(super) struct Running {
     pub(super) first_after: Option<Stamp>,
     /// Whether there was anything to write out.
     pub(super) writes_out: bool,
+    /// How many modifications had gone into the cache.
+    pub(super) count: u64,
 }
 
 /// A command that waits until its handle may serve.
@@ -331,14 +333,15 @@ impl<C, T> Member<C, T> {
         }
     }
 
-    pub(super) fn is_listed(&self, list: List) -> bool {
+    /// Where it stands on a list, if it does.
+    pub(super) fn place(&self, list: List) -> Option<usize> {
         let [members, dirty, loaded] = &self.places;
         let place = match list {
             List::Members => members,
             List::Dirty => dirty,
             List::Loaded => loaded,
         };
-        place.get().is_some()
+        place.get()
     }
 
     pub(super) fn take_held(&mut self) -> VecDeque<Held<T>> {

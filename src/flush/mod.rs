@@ -139,11 +139,20 @@
 //!       |          R (x)          |
 //! ```
 //!
+//! # Looking inside
+//!
+//! [`FlushCoordinator::counters`] says how often what has happened, in all groups or
+//! [in one](FlushCoordinator::group_counters): counting is a few additions, and always on.
+//! [`FlushCoordinator::uncovered`] says how much a crash of the backend would lose now that no
+//! client was promised, and since when; and [`FlushCoordinator::explain`] why the next flush would
+//! touch a handle, or would not. A server whose flushes are slow finds the connection that they
+//! wait for with these.
+//!
 //! # Not yet here
 //!
 //! Thread models with serialized requests, acknowledging before execution, FUA on reads as a
-//! preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
-//! connections. The enums are `non_exhaustive` to leave room for them.
+//! preflush, ordering of reads ([`Overlap`] has no such value), and fencing of revoked connections.
+//! The enums are `non_exhaustive` to leave room for them.
 
 mod clock;
 mod command;
@@ -154,6 +163,7 @@ mod group;
 mod handle;
 mod leave;
 mod member;
+mod observe;
 mod order;
 mod overlap;
 mod round;
@@ -165,3 +175,4 @@ pub use config::{
     TrackDirty, UnknownValue,
 };
 pub use coordinator::FlushCoordinator;
+pub use observe::{Counters, Explanation, Uncovered};

@@ -205,6 +205,13 @@ impl Ranges {
             || self.over(range).any(|(_, segment)| segment.owner == owner)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Range, &Segment)> {
+        self.segments.iter().map(|(&start, segment)| {
+            let end = segment.end;
+            (Range { start, end }, segment)
+        })
+    }
+
     pub(super) fn len(&self) -> usize {
         self.segments.len()
     }

@@ -23,7 +23,7 @@ pub(super) enum Turn {
 }
 
 /// Whether modifications in the segment are in flight or uncovered.
-fn is_live<C, T>(members: &Slab<Member<C, T>>, segment: &Segment) -> bool {
+pub(super) fn is_live<C, T>(members: &Slab<Member<C, T>>, segment: &Segment) -> bool {
     members
         .get(segment.owner)
         .is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)
@@ -174,6 +174,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Decision::Closed { tag: wait.tag };
         };
         member.pending += 1;
+        group.counters.overlap_waits += 1;
         let anew = wait.loads_anew;
         group.order_waiting.push_back(wait);
         if anew {

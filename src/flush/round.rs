@@ -6,8 +6,9 @@ use super::clock::Stamp;
 use super::command::Decision;
 use super::config::{AfterFailure, TrackDirty};
 use super::coordinator::{FlushCoordinator, Pending};
-use super::group::{Path, Round, Step, Waiter};
-use super::member::{List, Member, Need, Phase};
+use super::group::{Group, Path, Round, Step, Waiter};
+use super::member::{List, Member, Need, Phase, Running};
+use super::observe::Counters;
 use super::slab::Key;
 use crate::wire::Errno;
 
@@ -26,6 +27,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(path) = self.groups.get(group).map(|group| self.path(group)) else {
             return Decision::Closed { tag };
         };
+        self.count(group, |counters| counters.flushes += 1);
         if path == Path::Own {
             return self.flush_own(group, key, tag);
         }
@@ -43,12 +45,24 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             };
             match &mut group.round {
                 // It may join if nothing has completed that the round's flushes could miss.
-                Some(round) if last <= round.start => round.waiters.push(waiter),
-                _ => group.waiting.push(waiter),
+                Some(round) if last <= round.start => {
+                    group.counters.joined += 1;
+                    round.waiters.push(waiter);
+                }
+                _ => {
+                    group.counters.joined += u64::from(!group.waiting.is_empty());
+                    group.waiting.push(waiter);
+                }
             }
         }
         self.start_rounds(group);
         Decision::Wait
+    }
+
+    pub(super) fn count(&mut self, group: Key, count: impl FnOnce(&mut Counters)) {
+        if let Some(group) = self.groups.get_mut(group) {
+            count(&mut group.counters);
+        }
     }
 
     fn count_pending(&mut self, key: Key) {
@@ -85,24 +99,27 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group) = self.groups.get(group_key) else {
             return false;
         };
-        if !group.maybe_stale {
-            return false;
-        }
-        let serves = |&key: &Key| {
-            self.members
-                .get(key)
-                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush())
-        };
-        let stale = group
-            .listed(List::Loaded, &self.members)
-            .any(|key| serves(&key) && self.is_stale(key) && !self.is_unused(key));
-        if !stale {
+        let stale = self.has_stale(group);
+        if !stale && group.maybe_stale {
             self.gate_unused(group_key);
             if let Some(group) = self.groups.get_mut(group_key) {
                 group.maybe_stale = false;
             }
         }
         stale
+    }
+
+    /// Whether a handle that has served may hold what is old.
+    pub(super) fn has_stale(&self, group: &Group<E, T>) -> bool {
+        let serves = |&key: &Key| {
+            self.members
+                .get(key)
+                .is_some_and(|member| member.phase == Phase::Serving && member.backend.flush())
+        };
+        group.maybe_stale
+            && group
+                .listed(List::Loaded, &self.members)
+                .any(|key| serves(&key) && self.is_stale(key) && !self.is_unused(key))
     }
 
     /// Starts the next round if flushes wait and none runs. A round that has nothing to do ends
@@ -123,6 +140,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         let waiters = core::mem::take(&mut group.waiting);
+        group.counters.rounds += 1;
         group.round = Some(Round {
             start: now,
             step: Step::WriteOut,
@@ -163,7 +181,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Whether a round flushes every handle of the group, needed or not.
-    fn visits_everyone(&self) -> bool {
+    pub(super) fn visits_everyone(&self) -> bool {
         self.config.track_dirty() != TrackDirty::Connection
     }
 
@@ -337,6 +355,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 self.settle(waiter.member);
             }
             Err(why) => {
+                self.count(group, |counters| counters.failed += 1);
                 let at = self.clock.tick();
                 let Waiter { member, tag } = waiter;
                 self.actions.push_back(Pending::FailedFlush {
@@ -358,7 +377,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// What a client's flush is answered, if the backend's answer was this.
-    fn verdict(&self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
+    pub(super) fn verdict(&self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
         let member = self.members.get(key);
         let group = self.groups.get(group);
         let failed = failed
@@ -386,6 +405,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// A flush that needs nothing is answered at once.
     fn answer_now(&mut self, group: Key, key: Key, tag: T) -> Decision<T> {
         let result = self.verdict(group, key, None);
+        self.count(group, |counters| {
+            counters.skipped += 1;
+            counters.failed += u64::from(result.is_err());
+        });
         if result.is_err() {
             let now = self.clock.tick();
             self.failure_reported(key, now);
@@ -437,6 +460,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if skip || !can_flush {
             return self.answer_now(group, key, tag);
         }
+        if self.is_flush_coming(key) {
+            self.count(group, |counters| counters.joined += 1);
+        }
         self.count_pending(key);
         let wait = self.own.insert(Waiter { member: key, tag });
         if self.is_stale(key) {
@@ -446,6 +472,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             self.write_out(key, Need::Own(wait));
         }
         Decision::Wait
+    }
+
+    /// Whether a flush that was asked for, and has not started, serves one more client of this
+    /// connection; or one that runs, and started after what it has to cover.
+    fn is_flush_coming(&self, key: Key) -> bool {
+        let Some((member, work)) = self.members.get(key).and_then(|it| Some((it, it.work()?)))
+        else {
+            return false;
+        };
+        let serves = |running: &Running| running.start > member.last_mod && !self.is_stale(key);
+        work.queued || !work.next.is_empty() || work.running.as_ref().is_some_and(serves)
     }
 
     pub(super) fn own_served(&mut self, wait: Key, result: Result<(), Errno>) {

@@ -170,3 +170,28 @@ fn a_round_whose_write_out_failed_flushes_nothing_more() {
     assert_eq!(world.reply(flush), Some(Err(Errno::EIO)));
     assert_eq!(world.flushes, [0]);
 }
+
+#[test]
+fn a_loss_is_not_told_twice_because_the_lost_connections_own_flush_had_waited() {
+    let config = Config::new().with_after_failure(AfterFailure::Retry);
+    let mut world = World::with_connections(config, caching(), 2);
+    let write = |world: &mut World, conn, cell| {
+        world.write(conn, cell, 1);
+        world.finish(world.executing.len() - 1, Ok(()));
+    };
+    write(&mut world, 0, 0);
+    world.flush(0);
+    write(&mut world, 0, 1);
+    // It waits for the next round.
+    world.flush(0);
+    world.lose(0);
+    world.settle();
+    let told = world.flush(1);
+    world.settle();
+    assert_eq!(world.reply(told), Some(Err(Errno::EIO)));
+    world.write(1, 2, 1);
+    world.settle();
+    let later = world.flush(1);
+    world.settle();
+    assert_eq!(world.reply(later), Some(Ok(())));
+}

@@ -7,6 +7,7 @@ use proptest::test_runner::RngSeed;
 use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Mode, TrackDirty};
 use nbd_proto::wire::CommandType;
 
+use crate::counters;
 use crate::world::{CELLS, Fault, Load, World};
 
 /// What happens next. Numbers choose among what is possible, so that any list of steps is a
@@ -216,7 +217,10 @@ fn run_mixed(
     for &step in steps {
         apply(&mut world, step, config.after_failure());
     }
+    counters::check(&world);
     world.settle();
+    counters::check(&world);
+    counters::check_explanations(&mut world, true);
     let last = (0..world.connections.len())
         .find(|&at| world.connections[at].open && !world.connections[at].leaving);
     if let Some(last) = last {
@@ -292,6 +296,37 @@ proptest! {
         let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
         let config = Config::new().with_track_dirty(level).with_after_failure(policy);
         run(config, caching(), setup, &steps);
+    }
+
+    /// What the coordinator tells of itself is true, also where it promises nothing.
+    #[test]
+    fn counters_and_explanations_are_true_in_every_mode(
+        mode in prop_oneof![
+            Just(Mode::Auto), Just(Mode::Plugin), Just(Mode::Disable), Just(Mode::Unsafe),
+        ],
+        shared in any::<bool>(),
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        steps in prop::collection::vec(step(Freedom { faults: false, leaving: true }), 1..80),
+    ) {
+        let config = Config::new().with_mode(mode).with_track_dirty(level);
+        let (connections, self_coherent, loads_on_open) = setup;
+        let backend = caching()
+            .with_multi_conn(shared)
+            .with_self_coherent(self_coherent)
+            .with_loads_on_open(loads_on_open);
+        let mut world = World::new(config, backend);
+        world.promises = false;
+        for _ in 0..connections {
+            world.open();
+        }
+        for &step in &steps {
+            apply(&mut world, step, config.after_failure());
+            counters::check(&world);
+        }
+        world.settle();
+        counters::check_explanations(&mut world, mode == Mode::Auto && !shared);
+        counters::check(&world);
     }
 
     /// As few ranges as possible are remembered.

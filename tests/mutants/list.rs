@@ -958,6 +958,17 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         caught_by: &["kinds::a_write_that_was_executing_on_a_lost_handle_may_have_reached_storage"],
     },
     Mutant {
+        name: "a lost connection's flush that had waited leaves its failure to a stranger",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "                group.waiting_failed = None;",
+            replace: "",
+        }],
+        caught_by: &[
+            "failures::a_loss_is_not_told_twice_because_the_lost_connections_own_flush_had_waited",
+        ],
+    },
+    Mutant {
         name: "a second failure counts as told because the first one was",
         edits: &[Edit {
             file: HANDLE,
