@@ -46,11 +46,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: COORDINATOR,
-                find: "            member.last_mod = now;
-            group.last_mod = now;
-            if !member.is_listed(List::Dirty) {
+                find: "        member.last_mod = now;
+        group.last_mod = now;
 ",
-                replace: "            if !member.is_listed(List::Dirty) {\n",
+                replace: "",
             },
         ],
         caught_by: &[
@@ -83,8 +82,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a client's flush always joins the running round",
         edits: &[Edit {
             file: ROUND,
-            find: "Some(round) if last <= round.start => round.waiters.push(waiter),",
-            replace: "Some(round) => round.waiters.push(waiter),",
+            find: "Some(round) if last <= round.start => {",
+            replace: "Some(round) => {",
         }],
         caught_by: &[
             "hazards::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
