@@ -162,6 +162,7 @@ mod fua;
 mod group;
 mod handle;
 mod leave;
+pub mod manual;
 mod member;
 mod observe;
 mod order;
