@@ -88,7 +88,7 @@ pub enum Overlap {
     Ignore,
 }
 
-/// How many connections the server serves at a time.
+/// What the server does at the same time: the words are those of nbdkit's thread models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ThreadModel {
@@ -98,6 +98,9 @@ pub enum ThreadModel {
     /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`], and no mode
     /// advertises multi-conn, which would only make clients wait for a second connection.
     SerializeConnections,
+    /// Any number of connections, but never two calls on one backend handle: at most one command
+    /// or one flush is under way on each. The others wait in the order in which they came.
+    SerializeRequests,
 }
 
 /// A word that is not one of an option's values.
@@ -139,8 +142,9 @@ words!(Grouping, "true or false (whether the export name counts)",
     All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
 words!(Overlap, "order-writes or ignore", OrderWrites: "order-writes", Ignore: "ignore");
-words!(ThreadModel, "parallel or serialize_connections",
-    Parallel: "parallel", SerializeConnections: "serialize_connections");
+words!(ThreadModel, "parallel, serialize_requests or serialize_connections",
+    Parallel: "parallel", SerializeConnections: "serialize_connections",
+    SerializeRequests: "serialize_requests");
 
 /// The options of a coordinator. `Config::new()` is right for a server that knows nothing
 /// special about its backend.
@@ -237,7 +241,7 @@ impl Config {
         self
     }
 
-    /// Sets how many connections are served at a time.
+    /// Sets what the server does at the same time.
     #[must_use]
     pub const fn with_thread_model(mut self, model: ThreadModel) -> Self {
         self.thread_model = model;
@@ -286,7 +290,7 @@ impl Config {
         self.max_ranges
     }
 
-    /// How many connections are served at a time.
+    /// What the server does at the same time.
     #[must_use]
     pub const fn thread_model(&self) -> ThreadModel {
         self.thread_model
@@ -451,6 +455,9 @@ mod tests {
         for level in ["connection", "fast", "off"] {
             assert_eq!(level.parse::<TrackDirty>().unwrap().to_string(), level);
         }
+        for model in ["parallel", "serialize_connections", "serialize_requests"] {
+            assert_eq!(model.parse::<ThreadModel>().unwrap().to_string(), model);
+        }
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
         assert_eq!("true".parse(), Ok(Grouping::ByExport));
         assert!("Emulate".parse::<Mode>().is_err());
@@ -468,6 +475,7 @@ mod tests {
         assert_eq!(config.grouping(), Grouping::All);
         assert_eq!(config.after_failure(), AfterFailure::Sticky);
         assert_eq!(config.overlap(), Overlap::OrderWrites);
+        assert_eq!(config.thread_model(), ThreadModel::Parallel);
         assert_eq!(config.with_granule(0).granule(), 1);
     }
 }

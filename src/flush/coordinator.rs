@@ -9,6 +9,7 @@ use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::order::Range;
 use super::overlap::Turn;
+use super::serial::Next;
 use super::slab::{Key, Slab};
 use crate::wire::{CommandType, Errno};
 
@@ -49,6 +50,8 @@ pub struct FlushCoordinator<C, E, T> {
     /// Clients' flushes of their own connection only.
     pub(super) own: Slab<super::group::Waiter<T>>,
     pub(super) actions: VecDeque<Pending<C, T>>,
+    /// Handles that may be free for what waits for them.
+    pub(super) turns: VecDeque<Key>,
 }
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -65,6 +68,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             fuas: Slab::new(),
             own: Slab::new(),
             actions: VecDeque::new(),
+            turns: VecDeque::new(),
         }
     }
 
@@ -210,7 +214,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         match self.config.mode() {
             Mode::Emulate => Path::Emulate,
             _ if group.covers_all() => Path::CoversAll,
-            Mode::Auto if self.config.thread_model() == ThreadModel::Parallel => Path::Emulate,
+            Mode::Auto if self.config.thread_model() != ThreadModel::SerializeConnections => {
+                Path::Emulate
+            }
             _ => Path::Own,
         }
     }
@@ -229,7 +235,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if command.kind == CommandType::FLUSH {
             self.client_flush(conn.0, tag)
         } else {
-            self.admit(conn.0, command, tag, usize::MAX)
+            self.arrive(conn.0, command, tag)
         }
     }
 
@@ -361,6 +367,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if let Some(range) = idle {
             self.recheck_order_over(group, range);
         }
+        self.offer_turn(key);
         self.try_release(key);
         decision
     }
@@ -444,7 +451,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Actions may be carried out in any order, and in parallel.
     pub fn poll(&mut self) -> Option<Action<C, T>> {
         loop {
-            match self.actions.pop_front()? {
+            let Some(pending) = self.actions.pop_front() else {
+                match self.next_turn()? {
+                    Next::Flush(action) => return Some(action),
+                    Next::Done => continue,
+                }
+            };
+            match pending {
                 Pending::Now(action) => return Some(action),
                 Pending::FailedFlush {
                     member,

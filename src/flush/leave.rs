@@ -83,6 +83,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .into_iter()
             .map(|held| held.tag)
             .collect();
+        waiting.extend(member.work_mut().calls.take_commands());
         let needs = member.work_mut().take_needs();
         if let Some(group) = self.groups.get_mut(group) {
             let ordered = core::mem::take(&mut group.order_waiting);

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use super::clock::Stamp;
 use super::command::Command;
 use super::config::Backend;
+use super::serial::Calls;
 use super::slab::Key;
 use crate::wire::Errno;
 
@@ -160,6 +161,8 @@ pub(super) struct Work<T> {
     pub(super) draining: Vec<(u64, Need)>,
     /// Commands that wait for the gate to open.
     pub(super) held: VecDeque<Held<T>>,
+    /// What waits until the handle is free, where it is called one at a time.
+    pub(super) calls: Calls<T>,
 }
 
 impl<T> Work<T> {
@@ -171,6 +174,7 @@ impl<T> Work<T> {
             next: Vec::new(),
             draining: Vec::new(),
             held: VecDeque::new(),
+            calls: Calls::new(),
         }
     }
 
@@ -201,6 +205,7 @@ impl<T> Work<T> {
             && self.next.is_empty()
             && self.draining.is_empty()
             && self.held.is_empty()
+            && self.calls.is_empty()
     }
 }
 

@@ -122,6 +122,12 @@
 //! 9. **Minimality.** No handle is flushed that the rules above do not need.
 //! 10. **Groups and connections are independent**: a backend flush that hangs delays only those who
 //!     must wait for it.
+//! 11. **Calls take turns** under [`ThreadModel::SerializeRequests`]: at most one command or one
+//!     flush is under way on a handle, the others wait in the order in which they came, and have
+//!     not begun. One that finds, when it has its turn, that it has to wait for another handle
+//!     leaves its own to the next. (With a lock around the handle instead: `a: W(x) ok`; `b: W(y)
+//!     ok` elsewhere; `a: W` over y holds a's lock until b is written out, `b: W` over x holds b's
+//!     lock until a is. Nothing moves any more.)
 //!
 //! ```text
 //! a Round over three connections; time goes down
@@ -141,8 +147,7 @@
 //!
 //! # Not yet here
 //!
-//! Thread models with serialized requests, acknowledging before execution, FUA on reads as a
-//! preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
+//! Acknowledging before execution, FUA on reads as a preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
 //! connections. The enums are `non_exhaustive` to leave room for them.
 
 mod clock;
@@ -157,6 +162,7 @@ mod member;
 mod order;
 mod overlap;
 mod round;
+mod serial;
 mod slab;
 
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};

@@ -267,6 +267,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 self.write_out_below(group_key, key, range);
                 continue;
             }
+            if self.must_wait_for_handle(key) {
+                if let Some(group) = self.groups.get_mut(group_key) {
+                    group.order_waiting.push_back(wait);
+                }
+                continue;
+            }
             if let Some(member) = self.members.get_mut(key) {
                 member.pending = member.pending.saturating_sub(1);
             }

@@ -7,4 +7,5 @@ mod liveness;
 mod observed;
 mod promises;
 mod random;
+mod serial;
 mod world;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use nbd_proto::flush::{
     Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId, Op,
-    OpenError,
+    OpenError, ThreadModel,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -127,6 +127,8 @@ pub(crate) struct World {
     pub(crate) some_through: bool,
     /// Modes without a promise across connections are only checked for answers.
     pub(crate) promises: bool,
+    /// A handle is never called while a command executes or a flush runs on it.
+    one_call_at_a_time: bool,
 }
 
 impl World {
@@ -158,6 +160,7 @@ impl World {
             load_on_open: false,
             some_through: false,
             promises: true,
+            one_call_at_a_time: config.thread_model() == ThreadModel::SerializeRequests,
         }
     }
 
@@ -442,7 +445,21 @@ impl World {
 
     // The backend
 
+    /// A handle is about to be called.
+    fn check_calls(&self, index: usize) {
+        if !self.one_call_at_a_time {
+            return;
+        }
+        let conn = self.connections[index].conn;
+        let command = self.executing.iter().find(|it| it.op.conn() == conn);
+        assert!(
+            command.is_none() && !self.is_flushing(index),
+            "handle {index} is called while {command:?} or a flush is under way on it"
+        );
+    }
+
     fn start(&mut self, op: Op, id: Id, load: Load) {
+        self.check_calls(self.sent[id].conn);
         let Command { offset, length, .. } = self.sent[id].command;
         let cells = match load {
             Load::Everything => 0..CELLS,
@@ -529,6 +546,7 @@ impl World {
             match action {
                 Action::Execute { op, tag, .. } => self.start(op, tag, self.load),
                 Action::Flush { key, flush } => {
+                    self.check_calls(key);
                     let handle = self.connections[key].handle.as_ref();
                     assert!(!self.connections[key].through, "it has nothing to flush");
                     let before = handle.expect("not closed").cache.clone();

@@ -24,6 +24,7 @@ const MEMBER: &str = "src/flush/member.rs";
 const ORDER: &str = "src/flush/order.rs";
 const OVERLAP: &str = "src/flush/overlap.rs";
 const ROUND: &str = "src/flush/round.rs";
+const SERIAL: &str = "src/flush/serial.rs";
 
 pub(crate) const MUTANTS: &[Mutant] = &[
     // Tracking: what is stamped, and when.
@@ -1004,5 +1005,121 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "!self.has_room(group, owner, wait.range)",
         }],
         caught_by: &["liveness::a_write_whose_granule_cannot_be_loaded_anew_fails_once"],
+    },
+    // One call at a time on a handle.
+    Mutant {
+        name: "serialized: a handle that executes a command counts as free",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "!self.in_flight.is_empty() || self.flush_running().is_some()",
+            replace: "self.flush_running().is_some()",
+        }],
+        caught_by: &[
+            "serial::commands_of_one_handle_execute_one_at_a_time_in_the_order_of_their_arrival",
+            "serial::a_backend_flush_waits_for_the_command_that_executes_and_holds_up_those_behind_it",
+        ],
+    },
+    Mutant {
+        name: "serialized: a handle that is flushed counts as free",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "!self.in_flight.is_empty() || self.flush_running().is_some()",
+            replace: "!self.in_flight.is_empty()",
+        }],
+        caught_by: &["serial::a_command_does_not_begin_while_its_handle_is_flushed"],
+    },
+    Mutant {
+        name: "serialized: the latest call has the first turn",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "let call = self.waiting.pop_front();",
+            replace: "let call = self.waiting.pop_back();",
+        }],
+        caught_by: &[
+            "serial::commands_of_one_handle_execute_one_at_a_time_in_the_order_of_their_arrival",
+            "serial::a_steady_client_does_not_starve_the_flush_of_its_handle",
+        ],
+    },
+    Mutant {
+        name: "serialized: flushes go before commands that came earlier",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "        self.waiting.push_back(Call::Flush);\n",
+            replace: "        self.waiting.push_front(Call::Flush);\n",
+        }],
+        caught_by: &["serial::a_backend_flush_has_its_turn_after_the_commands_that_came_before_it"],
+    },
+    Mutant {
+        name: "serialized: what waits for its handle counts as begun",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "        let held = Held { command, tag };
+        let calls",
+            replace:
+                "        let range = super::order::Range::of(command.offset, command.length, 1);
+        let group = member.group;
+        if let (Some(range), Some(group)) = (range, self.groups.get_mut(group)) {
+            group.ranges.begin(key, range);
+        }
+        let held = Held { command, tag };
+        let calls",
+        }],
+        caught_by: &[
+            "serial::what_waits_for_its_handle_modifies_nothing_yet_and_is_in_nobodys_way",
+        ],
+    },
+    Mutant {
+        name: "serialized: a write whose turn has come lines up behind all others",
+        edits: &[
+            Edit {
+                file: OVERLAP,
+                find: "if self.must_wait_for_handle(key) {",
+                replace: "if false {",
+            },
+            Edit {
+                file: OVERLAP,
+                find: "let decision = self.admit(key, wait.command, wait.tag, ahead);",
+                replace: "let _ = ahead;
+            let decision = self.arrive(key, wait.command, wait.tag);",
+            },
+        ],
+        caught_by: &[
+            "serial::a_write_whose_turn_has_come_keeps_its_place_while_its_handle_is_busy",
+        ],
+    },
+    Mutant {
+        name: "serialized: a write that has loaded anew lines up behind those that load again",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "        if !member.is_occupied() {
+            return false;
+        }
+",
+            replace: "        if !member.is_occupied() && !member.has_calls() {
+            return false;
+        }
+",
+        }],
+        caught_by: &["serial::a_handle_that_has_to_load_anew_does_so_between_its_commands"],
+    },
+    Mutant {
+        name: "serialized: what waits for a lost handle is forgotten",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "        waiting.extend(member.work_mut().calls.take_commands());\n",
+            replace: "",
+        }],
+        caught_by: &["serial::what_waits_for_a_lost_handle_fails"],
+    },
+    Mutant {
+        name: "serialized: a handle is released while commands wait for it",
+        edits: &[Edit {
+            file: MEMBER,
+            find: "            && self.calls.is_empty()\n",
+            replace: "",
+        }],
+        caught_by: &[
+            "serial::what_waits_for_the_handle_of_a_client_that_left_is_still_carried_out",
+        ],
     },
 ];
