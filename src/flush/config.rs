@@ -88,6 +88,23 @@ pub enum Overlap {
     Ignore,
 }
 
+/// What FUA means on a read, where flush is advertised.
+///
+/// The protocol requires only that the flag is accepted (proto.md "Command flags"). On other
+/// commands that write nothing it never means anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FuaOnReads {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// The read is executed after a flush, as if its client had sent one when the read arrived
+    /// and waited for the answer: it finds what had been written through any connection that a
+    /// flush covers, and that is on permanent storage. If the flush fails, the read is answered
+    /// with its error, which then counts as reported.
+    Preflush,
+}
+
 /// What the server does at the same time: the words are those of nbdkit's thread models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -142,6 +159,7 @@ words!(Grouping, "true or false (whether the export name counts)",
     All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
 words!(Overlap, "order-writes or ignore", OrderWrites: "order-writes", Ignore: "ignore");
+words!(FuaOnReads, "ignore or preflush", Ignore: "ignore", Preflush: "preflush");
 words!(ThreadModel, "parallel, serialize_requests or serialize_connections",
     Parallel: "parallel", SerializeConnections: "serialize_connections",
     SerializeRequests: "serialize_requests");
@@ -168,6 +186,7 @@ pub struct Config {
     granule: u32,
     max_ranges: u32,
     thread_model: ThreadModel,
+    fua_on_reads: FuaOnReads,
 }
 
 impl Config {
@@ -185,6 +204,7 @@ impl Config {
             // between two flushes gains little from exact ranges.
             max_ranges: 1024,
             thread_model: ThreadModel::Parallel,
+            fua_on_reads: FuaOnReads::Ignore,
         }
     }
 
@@ -248,6 +268,13 @@ impl Config {
         self
     }
 
+    /// Sets what FUA means on a read.
+    #[must_use]
+    pub const fn with_fua_on_reads(mut self, meaning: FuaOnReads) -> Self {
+        self.fua_on_reads = meaning;
+        self
+    }
+
     /// The mode.
     #[must_use]
     pub const fn mode(&self) -> Mode {
@@ -294,6 +321,12 @@ impl Config {
     #[must_use]
     pub const fn thread_model(&self) -> ThreadModel {
         self.thread_model
+    }
+
+    /// What FUA means on a read.
+    #[must_use]
+    pub const fn fua_on_reads(&self) -> FuaOnReads {
+        self.fua_on_reads
     }
 }
 
@@ -458,6 +491,9 @@ mod tests {
         for model in ["parallel", "serialize_connections", "serialize_requests"] {
             assert_eq!(model.parse::<ThreadModel>().unwrap().to_string(), model);
         }
+        for meaning in ["ignore", "preflush"] {
+            assert_eq!(meaning.parse::<FuaOnReads>().unwrap().to_string(), meaning);
+        }
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
         assert_eq!("true".parse(), Ok(Grouping::ByExport));
         assert!("Emulate".parse::<Mode>().is_err());
@@ -476,6 +512,7 @@ mod tests {
         assert_eq!(config.after_failure(), AfterFailure::Sticky);
         assert_eq!(config.overlap(), Overlap::OrderWrites);
         assert_eq!(config.thread_model(), ThreadModel::Parallel);
+        assert_eq!(config.fua_on_reads(), FuaOnReads::Ignore);
         assert_eq!(config.with_granule(0).granule(), 1);
     }
 }

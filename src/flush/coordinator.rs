@@ -233,7 +233,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             _ => return Decision::Closed { tag },
         }
         if command.kind == CommandType::FLUSH {
-            self.client_flush(conn.0, tag)
+            self.client_flush(conn.0, None, tag)
+        } else if command.fua && self.needs_preflush(conn.0, command) {
+            self.client_flush(conn.0, Some(command), tag)
         } else {
             self.arrive(conn.0, command, tag)
         }

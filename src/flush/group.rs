@@ -15,6 +15,8 @@ use crate::wire::Errno;
 pub(super) struct Waiter<T> {
     pub(super) member: Key,
     pub(super) tag: T,
+    /// What is to be executed after it, instead of an answer.
+    pub(super) then: Option<Command>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -116,6 +116,9 @@
 //! 7. **FUA pays for itself only**: its own handle is written out, then others are invalidated. What
 //!    others have not written out, and their failures, are not its business; but a handle that
 //!    could not be invalidated serves nothing until it could.
+//!    A read with FUA is none of that; under [`FuaOnReads::Preflush`] a flush comes before it.
+//!    (`a: W(x) ok`; `b: R` with FUA is answered from what b has cached before: the client that
+//!    asked for what is there now gets what was.)
 //! 8. **Coalescing.** Flushes that arrive during a round share the next one; a flush joins the
 //!    running round only if no modification completed after that round began. At most one round runs and
 //!    one waits per group.
@@ -147,8 +150,8 @@
 //!
 //! # Not yet here
 //!
-//! Acknowledging before execution, FUA on reads as a preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
-//! connections. The enums are `non_exhaustive` to leave room for them.
+//! Acknowledging before execution, ordering of reads ([`Overlap`] has no such value), counters, and
+//! fencing of revoked connections. The enums are `non_exhaustive` to leave room for them.
 
 mod clock;
 mod command;
@@ -161,13 +164,14 @@ mod leave;
 mod member;
 mod order;
 mod overlap;
+mod preflush;
 mod round;
 mod serial;
 mod slab;
 
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{
-    Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel,
-    TrackDirty, UnknownValue,
+    Advertised, AfterFailure, Backend, Config, FuaOnReads, Grouping, Mode, OpenError, Overlap,
+    ThreadModel, TrackDirty, UnknownValue,
 };
 pub use coordinator::FlushCoordinator;

@@ -5,6 +5,7 @@ mod hazards;
 mod kinds;
 mod liveness;
 mod observed;
+mod preflush;
 mod promises;
 mod random;
 mod serial;

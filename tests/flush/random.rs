@@ -4,7 +4,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Mode, ThreadModel, TrackDirty};
+use nbd_proto::flush::{
+    AfterFailure, Backend, Command, Config, FuaOnReads, Mode, ThreadModel, TrackDirty,
+};
 use nbd_proto::wire::CommandType;
 
 use crate::world::{CELLS, Fault, Load, World};
@@ -356,5 +358,26 @@ proptest! {
             .with_after_failure(policy);
         let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
         run_mixed(config, caching(), setup, some_through, &steps);
+    }
+
+    /// A read with FUA comes after a flush.
+    #[test]
+    fn the_promise_holds_where_reads_with_fua_are_flushes_too(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        serialized in any::<bool>(),
+        retry in any::<bool>(),
+        faults in any::<bool>(),
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
+        let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
+        let config = Config::new()
+            .with_fua_on_reads(FuaOnReads::Preflush)
+            .with_thread_model(model)
+            .with_track_dirty(level)
+            .with_after_failure(policy);
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        run(config, caching(), setup, &steps);
     }
 }

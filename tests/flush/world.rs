@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use nbd_proto::flush::{
-    Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId, Op,
-    OpenError, ThreadModel,
+    Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId,
+    FuaOnReads, Op, OpenError, ThreadModel,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -78,8 +78,10 @@ pub(crate) struct Sent {
     pub(crate) data: BTreeMap<u64, Id>,
     /// The commands that every cell must not be older than, as of the invocation.
     floor: BTreeMap<u64, Vec<Id>>,
-    /// For a flush: the modifications that had been answered when it arrived.
+    /// For a flush, and what has one before it: the modifications that had been answered when it
+    /// arrived.
     covers: Vec<Id>,
+    executed: bool,
     /// Its connection was gone before it was answered.
     pub(crate) abandoned: bool,
 }
@@ -146,6 +148,7 @@ impl World {
                 data: BTreeMap::new(),
                 floor: BTreeMap::new(),
                 covers: Vec::new(),
+                executed: true,
                 abandoned: false,
             }],
             executing: Vec::new(),
@@ -274,7 +277,7 @@ impl World {
     pub(crate) fn send_loading(&mut self, index: usize, command: Command, load: Load) -> Id {
         let id = self.sent.len();
         let invoked = self.tick();
-        let covers = if command.kind == CommandType::FLUSH {
+        let covers = if command.kind == CommandType::FLUSH || self.has_preflush(command) {
             self.answered_modifications()
         } else {
             Vec::new()
@@ -287,6 +290,7 @@ impl World {
             data: BTreeMap::new(),
             floor: self.floor.clone(),
             covers,
+            executed: false,
             abandoned: false,
         });
         let conn = self.connections[index].conn;
@@ -309,8 +313,20 @@ impl World {
         self.send(index, Command::new(CommandType::READ, cell, count))
     }
 
+    pub(crate) fn read_fua(&mut self, index: usize, cell: u64, count: u64) -> Id {
+        let command = Command::new(CommandType::READ, cell, count).with_fua(true);
+        self.send(index, command)
+    }
+
     pub(crate) fn flush(&mut self, index: usize) -> Id {
         self.send(index, Command::FLUSH)
+    }
+
+    /// Whether a command stands for a flush and itself.
+    fn has_preflush(&self, command: Command) -> bool {
+        self.coordinator.config().fua_on_reads() == FuaOnReads::Preflush
+            && command.kind == CommandType::READ
+            && command.fua
     }
 
     /// A sticky failure ends with the last connection, once a client was told of it: from then on
@@ -366,8 +382,10 @@ impl World {
             "command {id} was answered after its connection was released"
         );
         sent.reply = Some((now, result));
+        let (command, executed) = (sent.command, sent.executed);
         if result.is_err() {
-            if sent.command.kind == CommandType::FLUSH {
+            let flush_failed = self.has_preflush(command) && !executed;
+            if command.kind == CommandType::FLUSH || flush_failed {
                 self.failure_reported = Some(self.sent.len());
                 for connection in &mut self.connections {
                     connection.reported |= connection.dropped;
@@ -375,14 +393,17 @@ impl World {
             }
             return;
         }
-        let command = sent.command;
         match command.kind {
-            CommandType::FLUSH => {
-                for covered in self.sent[id].covers.clone() {
-                    if !self.connections[self.sent[covered].conn].reported {
-                        self.raise_floor(covered);
-                    }
-                }
+            CommandType::FLUSH => self.raise_floor_to_covered(id),
+            CommandType::READ if self.has_preflush(command) => {
+                // It came after its own flush, and others' floors may be above that by now.
+                let mut own = std::mem::take(&mut self.sent[id].floor);
+                std::mem::swap(&mut own, &mut self.floor);
+                self.raise_floor_to_covered(id);
+                std::mem::swap(&mut own, &mut self.floor);
+                self.sent[id].floor = own;
+                self.check_read(id);
+                self.raise_floor_to_covered(id);
             }
             CommandType::READ => self.check_read(id),
             kind if kind.is_modification() && command.fua => self.raise_floor(id),
@@ -391,6 +412,15 @@ impl World {
     }
 
     // The promise
+
+    /// From now on nothing older than what this flush covers may be seen.
+    fn raise_floor_to_covered(&mut self, id: Id) {
+        for covered in self.sent[id].covers.clone() {
+            if !self.connections[self.sent[covered].conn].reported {
+                self.raise_floor(covered);
+            }
+        }
+    }
 
     /// From now on nothing older than this command may be seen, nor left after a crash.
     fn raise_floor(&mut self, id: Id) {
@@ -460,6 +490,7 @@ impl World {
 
     fn start(&mut self, op: Op, id: Id, load: Load) {
         self.check_calls(self.sent[id].conn);
+        self.sent[id].executed = true;
         let Command { offset, length, .. } = self.sent[id].command;
         let cells = match load {
             Load::Everything => 0..CELLS,

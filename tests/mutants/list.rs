@@ -23,6 +23,7 @@ const LEAVE: &str = "src/flush/leave.rs";
 const MEMBER: &str = "src/flush/member.rs";
 const ORDER: &str = "src/flush/order.rs";
 const OVERLAP: &str = "src/flush/overlap.rs";
+const PREFLUSH: &str = "src/flush/preflush.rs";
 const ROUND: &str = "src/flush/round.rs";
 const SERIAL: &str = "src/flush/serial.rs";
 
@@ -1120,6 +1121,61 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         }],
         caught_by: &[
             "serial::what_waits_for_the_handle_of_a_client_that_left_is_still_carried_out",
+        ],
+    },
+    // FUA on reads.
+    Mutant {
+        name: "preflush: a read with FUA is executed at once",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "} else if command.fua && self.needs_preflush(conn.0, command) {",
+            replace: "} else if false && self.needs_preflush(conn.0, command) {",
+        }],
+        caught_by: &[
+            "preflush::a_read_with_fua_finds_what_others_had_written_when_it_arrived",
+            "preflush::without_emulation_the_flush_before_a_read_is_that_of_its_own_handle",
+        ],
+    },
+    Mutant {
+        name: "preflush: a read is executed though its flush failed",
+        edits: &[Edit {
+            file: ROUND,
+            find: "            Ok(()) => self.go_on(waiter),\n",
+            replace: "            Err(_) if waiter.then.is_some() => self.go_on(waiter),
+            Ok(()) => self.go_on(waiter),\n",
+        }],
+        caught_by: &[
+            "preflush::a_read_whose_flush_fails_is_not_executed_and_its_client_has_heard_of_it",
+            "preflush::under_sticky_a_read_that_reports_the_failure_ends_it_with_the_last_connection",
+        ],
+    },
+    Mutant {
+        name: "preflush: FUA on any command is a flush",
+        edits: &[Edit {
+            file: PREFLUSH,
+            find: "            && command.kind == CommandType::READ\n",
+            replace: "",
+        }],
+        caught_by: &["preflush::fua_means_nothing_on_other_commands_that_write_nothing"],
+    },
+    Mutant {
+        name: "preflush: a read is refused where there is no flush",
+        edits: &[Edit {
+            file: PREFLUSH,
+            find: ".is_some_and(|member| !member.backend.cannot_flush())",
+            replace: ".is_some()",
+        }],
+        caught_by: &["preflush::where_flush_is_not_advertised_fua_means_nothing_on_a_read"],
+    },
+    Mutant {
+        name: "preflush: a read of a client that has left finds what is old",
+        edits: &[Edit {
+            file: PREFLUSH,
+            find: "                self.keep_fresh(member);\n",
+            replace: "",
+        }],
+        caught_by: &[
+            "preflush::a_read_that_waits_for_its_flush_is_carried_out_though_its_client_left",
         ],
     },
 ];
