@@ -86,6 +86,16 @@ pub enum Overlap {
     /// They execute as they come: right only if clients never modify the same
     /// [granule](Config::granule) through two connections without a flush in between.
     Ignore,
+    /// As [`OrderWrites`](Self::OrderWrites), and commands that load (read, cache, block status)
+    /// find what had been modified through other handles when they arrived, without any flush by a
+    /// client, while emulating. They wait until it is written out, and until their own handle has
+    /// dropped what may be older; if that fails, they fail, unexecuted.
+    ///
+    /// It is for clients that share an export without agreeing on flushes. Where one reads what
+    /// another writes, it costs two backend flushes at a time. What a handle has lost in a failed
+    /// flush, or was lost with it, fails only the commands that wait for it then; it is for
+    /// flushes to tell the others.
+    Coherent,
 }
 
 /// What FUA means on a read, where flush is advertised.
@@ -158,7 +168,8 @@ words!(TrackDirty, "connection, fast or off",
 words!(Grouping, "true or false (whether the export name counts)",
     All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
-words!(Overlap, "order-writes or ignore", OrderWrites: "order-writes", Ignore: "ignore");
+words!(Overlap, "order-writes, ignore or coherent",
+    OrderWrites: "order-writes", Ignore: "ignore", Coherent: "coherent");
 words!(FuaOnReads, "ignore or preflush", Ignore: "ignore", Preflush: "preflush");
 words!(ThreadModel, "parallel, serialize_requests or serialize_connections",
     Parallel: "parallel", SerializeConnections: "serialize_connections",
@@ -490,6 +501,9 @@ mod tests {
         }
         for model in ["parallel", "serialize_connections", "serialize_requests"] {
             assert_eq!(model.parse::<ThreadModel>().unwrap().to_string(), model);
+        }
+        for overlap in ["order-writes", "ignore", "coherent"] {
+            assert_eq!(overlap.parse::<Overlap>().unwrap().to_string(), overlap);
         }
         for meaning in ["ignore", "preflush"] {
             assert_eq!(meaning.parse::<FuaOnReads>().unwrap().to_string(), meaning);

@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use super::clock::{Clock, Stamp};
 use super::command::{Action, Command, Conn, Decision, Fua, Op};
-use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel};
+use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, ThreadModel};
 use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::order::Range;
@@ -257,8 +257,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return self.hold(key, command, tag);
         }
         let mut range = None;
-        if command.kind.is_modification() && self.config.overlap() == Overlap::OrderWrites {
-            range = match self.turn(key, command, ahead) {
+        if self.has_order(command) {
+            let turn = if command.kind.is_modification() {
+                self.turn(key, command, ahead)
+            } else {
+                self.turn_to_load(key, command)
+            };
+            range = match turn {
                 Turn::Now(range) => range,
                 Turn::Later { range, until } => {
                     let wait = OrderWait {

@@ -28,15 +28,22 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get(key) else {
             return false;
         };
-        let Some(group) = self.groups.get(member.group) else {
-            return false;
+        member.oldest_load.happened() && member.oldest_load < self.written_beside(key)
+    }
+
+    /// When something was last written out that the cache of a handle may not know of.
+    pub(super) fn written_beside(&self, key: Key) -> Stamp {
+        let Some(member) = self.members.get(key) else {
+            return Stamp::NEVER;
         };
-        let written = if member.backend.self_coherent {
+        let Some(group) = self.groups.get(member.group) else {
+            return Stamp::NEVER;
+        };
+        if member.backend.self_coherent {
             group.write_outs.latest_not_by(key)
         } else {
             group.write_outs.latest()
-        };
-        member.oldest_load.happened() && member.oldest_load < written
+        }
     }
 
     /// Needs a flush that covers what has completed on the handle: one that runs will do if it

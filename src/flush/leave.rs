@@ -61,6 +61,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         if self.is_uncovered(key) && self.others_rely_on(group) {
             self.data_lost(group, Errno::EIO);
+            self.fail_loads(group, key, Errno::EIO);
             result = Err(Errno::EIO);
         }
         let needs = self.abandon(key);

@@ -131,6 +131,10 @@
 //!     leaves its own to the next. (With a lock around the handle instead: `a: W(x) ok`; `b: W(y)
 //!     ok` elsewhere; `a: W` over y holds a's lock until b is written out, `b: W` over x holds b's
 //!     lock until a is. Nothing moves any more.)
+//! 12. **Loads are coherent** under [`Overlap::Coherent`]: a load waits until what others have
+//!     modified in its range is written out, then until its handle has dropped what may be older;
+//!     while it waits, later modifications in its range wait behind it. (`b: R` caches the old data;
+//!     `a: W(x) ok`; `b: R` returns the old data, though x was written before.)
 //!
 //! ```text
 //! a Round over three connections; time goes down
@@ -150,10 +154,10 @@
 //!
 //! # Not yet here
 //!
-//! Acknowledging before execution, ordering of reads ([`Overlap`] has no such value), counters, and
-//! fencing of revoked connections. The enums are `non_exhaustive` to leave room for them.
+//! Acknowledging before execution, counters, and fencing of revoked connections. The enums are `non_exhaustive` to leave room for them.
 
 mod clock;
+mod coherent;
 mod command;
 mod config;
 mod coordinator;

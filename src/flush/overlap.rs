@@ -11,7 +11,7 @@ use super::order::{Range, Segment};
 use super::slab::{Key, Slab};
 use crate::wire::Errno;
 
-/// When a modification may be executed.
+/// When a command may be executed.
 pub(super) enum Turn {
     /// Now; its range is remembered, if that matters.
     Now(Option<Range>),
@@ -23,7 +23,7 @@ pub(super) enum Turn {
 }
 
 /// Whether modifications in the segment are in flight or uncovered.
-fn is_live<C, T>(members: &Slab<Member<C, T>>, segment: &Segment) -> bool {
+pub(super) fn is_live<C, T>(members: &Slab<Member<C, T>>, segment: &Segment) -> bool {
     members
         .get(segment.owner)
         .is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)
@@ -174,18 +174,21 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Decision::Closed { tag: wait.tag };
         };
         member.pending += 1;
-        let anew = wait.loads_anew;
+        let (anew, load) = (wait.loads_anew, wait.is_load());
         group.order_waiting.push_back(wait);
         if anew {
             self.load_anew(key);
         } else {
-            self.write_out_below(group_key, key, range);
+            self.write_out_below(group_key, key, range, load);
         }
         Decision::Wait
     }
 
     /// Has a handle drop what it has cached, before anything else is served by it.
     fn load_anew(&mut self, key: Key) {
+        if self.is_being_refreshed(key) {
+            return;
+        }
         let awaited = |member: &Member<C, T>| member.work().is_some_and(Work::awaits_gate);
         if !self.members.get(key).is_some_and(awaited) {
             self.close_gate(key);
@@ -195,8 +198,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// Has every handle with finished modifications in `range` written out, so that one more of
     /// `key` can follow; those in flight are waited for first.
-    fn write_out_below(&mut self, group_key: Key, key: Key, range: Range) {
-        while let Some(owner) = self.in_the_way(group_key, key, range) {
+    fn write_out_below(&mut self, group_key: Key, key: Key, range: Range, load: bool) {
+        while let Some(owner) = self.in_the_way(group_key, key, range, load) {
             if let Some(owner) = self.members.get_mut(owner) {
                 owner.order_requested = true;
             }
@@ -206,7 +209,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// A handle that can be written out now so that `range` becomes free for `key`, and has not
     /// been asked to yet. It may be its own, if too many of its ranges are remembered.
-    fn in_the_way(&self, group: Key, key: Key, range: Range) -> Option<Key> {
+    fn in_the_way(&self, group: Key, key: Key, range: Range, load: bool) -> Option<Key> {
         let group = self.groups.get(group)?;
         let mut finished = group
             .ranges
@@ -217,7 +220,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if let Some(segment) = finished.find(|segment| self.wants_order_flush(segment.owner)) {
             return Some(segment.owner);
         }
-        (!self.has_room(group, key, range) && self.wants_order_flush(key)).then_some(key)
+        let full = !load && !self.has_room(group, key, range);
+        (full && self.wants_order_flush(key)).then_some(key)
     }
 
     fn wants_order_flush(&self, key: Key) -> bool {
@@ -249,8 +253,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 .groups
                 .get(group_key)
                 .map_or(0, |group| group.order_waiting.len());
-            let until = self.must_wait_in_order(group_key, key, range, ahead);
-            wait.loads_anew = until.is_none() && self.config.granule() > 1 && self.is_stale(key);
+            let until = if wait.is_load() {
+                self.others_modify(group_key, key, range).then_some(range)
+            } else {
+                self.must_wait_in_order(group_key, key, range, ahead)
+            };
+            wait.loads_anew = until.is_none() && self.must_load_anew(key, &wait);
             if wait.loads_anew {
                 // It keeps its place, or others might always come before it.
                 self.load_anew(key);
@@ -260,11 +268,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 continue;
             }
             if let Some(until) = until {
+                let load = wait.is_load();
                 wait.until = until;
                 if let Some(group) = self.groups.get_mut(group_key) {
                     group.order_waiting.push_back(wait);
                 }
-                self.write_out_below(group_key, key, range);
+                self.write_out_below(group_key, key, range, load);
                 continue;
             }
             if self.must_wait_for_handle(key) {
@@ -298,7 +307,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .iter()
             .map(|wait| {
                 if wait.member == owner {
-                    wait.loads_anew || !self.has_room(group, owner, wait.range)
+                    let full = || !wait.is_load() && !self.has_room(group, owner, wait.range);
+                    wait.loads_anew || full()
                 } else {
                     below(wait)
                 }

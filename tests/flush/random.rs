@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use nbd_proto::flush::{
-    AfterFailure, Backend, Command, Config, FuaOnReads, Mode, ThreadModel, TrackDirty,
+    AfterFailure, Backend, Command, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty,
 };
 use nbd_proto::wire::CommandType;
 
@@ -379,5 +379,31 @@ proptest! {
             .with_after_failure(policy);
         let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
         run(config, caching(), setup, &steps);
+    }
+
+    /// Reads find what others have modified, without any flush.
+    #[test]
+    fn reads_are_coherent_without_flushes(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        serialized in any::<bool>(),
+        granule in 1..3u32,
+        max_ranges in prop_oneof![Just(2u32), Just(1024)],
+        retry in any::<bool>(),
+        some_through in prop::bool::weighted(0.2),
+        faults in any::<bool>(),
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
+        let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
+        let config = Config::new()
+            .with_overlap(Overlap::Coherent)
+            .with_thread_model(model)
+            .with_track_dirty(level)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges)
+            .with_after_failure(policy);
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        run_mixed(config, caching(), setup, some_through, &steps);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use nbd_proto::flush::{
     Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId,
-    FuaOnReads, Op, OpenError, ThreadModel,
+    FuaOnReads, Op, OpenError, Overlap, ThreadModel,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -82,6 +82,8 @@ pub(crate) struct Sent {
     /// arrived.
     covers: Vec<Id>,
     executed: bool,
+    /// For a read: what it has to find without any flush.
+    must_see: Vec<Id>,
     /// Its connection was gone before it was answered.
     pub(crate) abandoned: bool,
 }
@@ -96,6 +98,8 @@ pub(crate) struct Connection {
     pub(crate) handle: Option<Handle>,
     /// Its handle was closed with something that was not written out.
     dropped: bool,
+    /// Something that it had not written out is gone.
+    lost_data: bool,
     /// A client was told of that; no retry brings it back, and no later flush answers for it.
     reported: bool,
     pub(crate) advertised: Option<Advertised>,
@@ -149,6 +153,7 @@ impl World {
                 floor: BTreeMap::new(),
                 covers: Vec::new(),
                 executed: true,
+                must_see: Vec::new(),
                 abandoned: false,
             }],
             executing: Vec::new(),
@@ -203,6 +208,7 @@ impl World {
             released: false,
             handle: Some(handle),
             dropped: false,
+            lost_data: false,
             reported: false,
             advertised: None,
         });
@@ -264,6 +270,7 @@ impl World {
         let connection = &mut self.connections[index];
         if let Some(handle) = connection.handle.take() {
             connection.dropped |= handle.cache.values().any(|cell| cell.dirty);
+            connection.lost_data |= connection.dropped;
         }
     }
 
@@ -282,6 +289,7 @@ impl World {
         } else {
             Vec::new()
         };
+        let must_see = self.must_see(index, command);
         self.sent.push(Sent {
             conn: index,
             command,
@@ -291,6 +299,7 @@ impl World {
             floor: self.floor.clone(),
             covers,
             executed: false,
+            must_see,
             abandoned: false,
         });
         let conn = self.connections[index].conn;
@@ -320,6 +329,18 @@ impl World {
 
     pub(crate) fn flush(&mut self, index: usize) -> Id {
         self.send(index, Command::FLUSH)
+    }
+
+    /// What a read has to find without any flush. What a handle makes of its own modifications, if
+    /// it is flushed meanwhile, is its own affair.
+    fn must_see(&self, index: usize, command: Command) -> Vec<Id> {
+        let coherent = self.coordinator.config().overlap() == Overlap::Coherent;
+        if !coherent || command.kind != CommandType::READ {
+            return Vec::new();
+        }
+        let mut must_see = self.answered_modifications();
+        must_see.retain(|&id| self.self_coherent || self.sent[id].conn != index);
+        must_see
     }
 
     /// Whether a command stands for a flush and itself.
@@ -454,6 +475,17 @@ impl World {
             assert!(
                 !self.is_older(value, floor),
                 "stale: read {id} on connection {} found {value} in cell {cell}, not {floor:?}",
+                sent.conn
+            );
+            let covers = |id: &Id| {
+                let Sent { conn, command, .. } = &self.sent[*id];
+                (command.offset..command.offset + command.length).contains(cell)
+                    && !self.connections[*conn].lost_data
+            };
+            let written: Vec<Id> = sent.must_see.iter().copied().filter(covers).collect();
+            assert!(
+                !self.is_older(value, &written),
+                "incoherent: read {id} on connection {} found {value} in cell {cell}, after {written:?}",
                 sent.conn
             );
         }
@@ -625,7 +657,10 @@ impl World {
         match fault {
             Some(Fault::Keep) => {}
             // Also what was put there while it ran.
-            Some(Fault::Drop) => handle.cache.clear(),
+            Some(Fault::Drop) => {
+                handle.cache.clear();
+                self.connections[conn].lost_data = true;
+            }
             None => {
                 for (cell, old) in before {
                     if old.dirty {

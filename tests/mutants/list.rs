@@ -16,6 +16,7 @@ pub(crate) struct Mutant {
     pub(crate) caught_by: &'static [&'static str],
 }
 
+const COHERENT: &str = "src/flush/coherent.rs";
 const COORDINATOR: &str = "src/flush/coordinator.rs";
 const FUA: &str = "src/flush/fua.rs";
 const HANDLE: &str = "src/flush/handle.rs";
@@ -687,7 +688,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: OVERLAP,
-                find: "wait.loads_anew = until.is_none() && self.config.granule() > 1 && self.is_stale(key);",
+                find: "wait.loads_anew = until.is_none() && self.must_load_anew(key, &wait);",
                 replace: "wait.loads_anew = false;",
             },
         ],
@@ -1002,8 +1003,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a write that loads its granule anew fails with nothing",
         edits: &[Edit {
             file: OVERLAP,
-            find: "wait.loads_anew || !self.has_room(group, owner, wait.range)",
-            replace: "!self.has_room(group, owner, wait.range)",
+            find: "wait.loads_anew || full()",
+            replace: "full()",
         }],
         caught_by: &["liveness::a_write_whose_granule_cannot_be_loaded_anew_fails_once"],
     },
@@ -1177,5 +1178,78 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         caught_by: &[
             "preflush::a_read_that_waits_for_its_flush_is_carried_out_though_its_client_left",
         ],
+    },
+    // Coherent loads.
+    Mutant {
+        name: "coherent: loads are executed as they come",
+        edits: &[Edit {
+            file: COHERENT,
+            find: "Overlap::Coherent => true,",
+            replace: "Overlap::Coherent => command.kind.is_modification(),",
+        }],
+        caught_by: &[
+            "coherent::a_read_finds_what_another_connection_has_written_without_any_flush",
+            "coherent::every_command_that_loads_is_coherent",
+        ],
+    },
+    Mutant {
+        name: "coherent: a load does not wait for what others have not written out",
+        edits: &[Edit {
+            file: COHERENT,
+            find: "        if self.others_modify(group_key, key, range) {\n",
+            replace: "        if false {\n",
+        }],
+        caught_by: &[
+            "coherent::a_read_finds_what_another_connection_has_written_without_any_flush",
+            "coherent::a_read_waits_for_a_write_that_is_under_way_and_not_for_one_elsewhere",
+        ],
+    },
+    Mutant {
+        name: "coherent: a load finds what its handle has cached before",
+        edits: &[
+            Edit {
+                file: COHERENT,
+                find: "        if self.is_stale(key) {
+            return Turn::LoadAnew { range };
+        }
+",
+                replace: "",
+            },
+            Edit {
+                file: COHERENT,
+                find: "(wait.is_load() || self.config.granule() > 1) && self.is_stale(key)",
+                replace: "!wait.is_load() && self.config.granule() > 1 && self.is_stale(key)",
+            },
+        ],
+        caught_by: &[
+            "coherent::a_read_finds_what_another_connection_has_written_without_any_flush",
+        ],
+    },
+    Mutant {
+        name: "coherent: writers go before loads that wait for them",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "earlier.find(|it| it.member != key && it.range.overlaps(extent));",
+            replace: "earlier.find(|it| it.member != key && !it.is_load() && it.range.overlaps(extent));",
+        }],
+        caught_by: &["coherent::a_steady_writer_lets_a_read_in"],
+    },
+    Mutant {
+        name: "coherent: a load that waits for what is lost finds what is older",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "            self.fail_loads(group, key, Errno::EIO);\n",
+            replace: "",
+        }],
+        caught_by: &["coherent::a_read_fails_if_what_it_waits_for_is_lost"],
+    },
+    Mutant {
+        name: "coherent: a handle that is being invalidated is invalidated again",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "        if self.is_being_refreshed(key) {\n",
+            replace: "        if false {\n",
+        }],
+        caught_by: &["coherent::a_read_is_satisfied_with_an_invalidation_that_runs_already"],
     },
 ];
