@@ -154,7 +154,8 @@
 //!
 //! # Not yet here
 //!
-//! Acknowledging before execution, counters, and fencing of revoked connections. The enums are `non_exhaustive` to leave room for them.
+//! Acknowledging before execution, counters, and fencing of revoked connections. The enums are
+//! `non_exhaustive` to leave room for them.
 
 mod clock;
 mod coherent;

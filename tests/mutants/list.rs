@@ -207,7 +207,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a handle is invalidated without waiting for its commands in flight",
         edits: &[Edit {
             file: HANDLE,
-            find: "        if member.in_flight.is_empty() {\n            self.flush_later(key, need);",
+            find: "        if member.in_flight.is_empty() || self.serializes() {\n            self.flush_later(key, need);",
             replace: "        if true {\n            self.flush_later(key, need);",
         }],
         caught_by: &["hazards::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind"],
