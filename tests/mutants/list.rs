@@ -244,8 +244,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a handle's own write-outs do not make stale what its commands had fetched",
         edits: &[Edit {
             file: HANDLE,
-            find: "let written = if member.backend.self_coherent {",
-            replace: "let written = if true {",
+            find: "        if member.backend.self_coherent {",
+            replace: "        if true {",
         }],
         caught_by: &["hazards::r2_a_held_read_leaves_nothing_older_than_its_own_connections_write"],
     },
