@@ -11,7 +11,7 @@
 //! has loaded, so that a handle is found stale here only after a write-out that overlapping
 //! commands, or a leaving connection, have forced.
 
-use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use super::command::Command;
 use super::config::Overlap;
@@ -21,6 +21,7 @@ use super::member::Member;
 use super::order::{Range, Segment};
 use super::overlap::{Turn, is_live};
 use super::slab::Key;
+use super::waiting::Place;
 use crate::wire::Errno;
 
 impl<T> OrderWait<T> {
@@ -69,8 +70,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Whether a command must not be executed before its handle has dropped what it has cached.
-    pub(super) fn must_load_anew(&self, key: Key, wait: &OrderWait<T>) -> bool {
-        (wait.is_load() || self.config.granule() > 1) && self.is_stale(key)
+    pub(super) fn must_load_anew(&self, key: Key, load: bool) -> bool {
+        (load || self.config.granule() > 1) && self.is_stale(key)
     }
 
     /// Whether the flush that runs on a handle leaves nothing stale if it succeeds, with what has
@@ -87,7 +88,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// not find what is older, as if nothing had happened.
     pub(super) fn fail_loads(&mut self, group_key: Key, owner: Key, why: Errno) {
         let covered = self.members.get(owner).map(|owner| owner.covered);
-        let (Some(group), Some(covered)) = (self.groups.get_mut(group_key), covered) else {
+        let (Some(group), Some(covered)) = (self.groups.get(group_key), covered) else {
             return;
         };
         let lost = |wait: &OrderWait<T>| {
@@ -95,12 +96,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             let lost = |it: &Segment| it.owner == owner && it.last.happened() && it.last >= covered;
             wait.is_load() && wait.member != owner && segments.any(lost)
         };
-        let waiting = core::mem::take(&mut group.order_waiting).into_iter();
-        let (failed, others): (VecDeque<_>, VecDeque<_>) = waiting.partition(lost);
-        group.order_waiting = others;
-        for wait in failed {
-            self.reply(wait.member, wait.tag, Err(why));
-            self.settle(wait.member);
-        }
+        let waiting = group.order_waiting.iter();
+        let failed = waiting.filter(|(_, wait)| lost(wait));
+        let failed: Vec<Place> = failed.map(|(place, _)| place).collect();
+        self.fail_waiting(group_key, failed, why);
     }
 }

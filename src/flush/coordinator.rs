@@ -11,6 +11,7 @@ use super::order::Range;
 use super::overlap::Turn;
 use super::serial::Next;
 use super::slab::{Key, Slab};
+use super::waiting::Place;
 use crate::wire::{CommandType, Errno};
 
 #[derive(Debug)]
@@ -241,14 +242,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 
-    /// Decides about a command that is to be executed, and has the first `ahead` of those before
-    /// it that wait for others.
+    /// Decides about a command that is to be executed, and has those before it that wait for others
+    /// from before `place` on.
     pub(super) fn admit(
         &mut self,
         key: Key,
         command: Command,
         tag: T,
-        ahead: usize,
+        place: Place,
     ) -> Decision<T> {
         let Some(member) = self.members.get_mut(key) else {
             return Decision::Closed { tag };
@@ -259,7 +260,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let mut range = None;
         if self.has_order(command) {
             let turn = if command.kind.is_modification() {
-                self.turn(key, command, ahead)
+                self.turn(key, command, place)
             } else {
                 self.turn_to_load(key, command)
             };

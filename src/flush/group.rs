@@ -1,6 +1,5 @@
 //! Connections that share data: what the group as a whole has to remember.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
@@ -8,6 +7,7 @@ use super::command::Command;
 use super::member::List;
 use super::order::{Range, Ranges};
 use super::slab::Key;
+use super::waiting::Waiting;
 use crate::wire::Errno;
 
 /// A client that waits for a flush.
@@ -139,7 +139,7 @@ pub(super) struct Group<E, T> {
     pub(super) ranges: Ranges,
     /// At most so many of these belonged to members that are gone.
     pub(super) orphans: u32,
-    pub(super) order_waiting: VecDeque<OrderWait<T>>,
+    pub(super) order_waiting: Waiting<T>,
 }
 
 impl<E, T> Group<E, T> {
@@ -166,7 +166,7 @@ impl<E, T> Group<E, T> {
             waiting_failed: None,
             ranges: Ranges::default(),
             orphans: 0,
-            order_waiting: VecDeque::new(),
+            order_waiting: Waiting::new(),
         }
     }
 

@@ -7,6 +7,7 @@ use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
 use super::member::{List, Need, Phase, Running, Work};
 use super::slab::Key;
+use super::waiting::LAST;
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -322,7 +323,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         self.relist(key);
         for held in held {
-            let decision = self.admit(key, held.command, held.tag, usize::MAX);
+            let decision = self.admit(key, held.command, held.tag, LAST);
             self.act(key, decision);
         }
     }

@@ -173,6 +173,7 @@ mod preflush;
 mod round;
 mod serial;
 mod slab;
+mod waiting;
 
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{

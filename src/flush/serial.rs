@@ -12,6 +12,7 @@ use super::config::ThreadModel;
 use super::coordinator::FlushCoordinator;
 use super::member::{Held, Member};
 use super::slab::Key;
+use super::waiting::LAST;
 
 /// What waits until its handle is free.
 #[derive(Clone, Debug)]
@@ -95,13 +96,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// A command arrives at its handle.
     pub(super) fn arrive(&mut self, key: Key, command: Command, tag: T) -> Decision<T> {
         if !self.serializes() {
-            return self.admit(key, command, tag, usize::MAX);
+            return self.admit(key, command, tag, LAST);
         }
         let Some(member) = self.members.get_mut(key) else {
             return Decision::Closed { tag };
         };
         if !member.is_occupied() && !member.has_calls() {
-            return self.admit(key, command, tag, usize::MAX);
+            return self.admit(key, command, tag, LAST);
         }
         let held = Held { command, tag };
         let calls = &mut member.work_mut().calls;
@@ -162,7 +163,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         match member.work_mut().calls.next() {
             Some(Call::Flush) => return self.start_flush(key).map(Next::Flush),
             Some(Call::Command(held)) => {
-                let decision = self.admit(key, held.command, held.tag, usize::MAX);
+                let decision = self.admit(key, held.command, held.tag, LAST);
                 self.act(key, decision);
             }
             Some(Call::Ordered) => self.recheck_order(group),

@@ -27,6 +27,7 @@ const OVERLAP: &str = "src/flush/overlap.rs";
 const PREFLUSH: &str = "src/flush/preflush.rs";
 const ROUND: &str = "src/flush/round.rs";
 const SERIAL: &str = "src/flush/serial.rs";
+const WAITING: &str = "src/flush/waiting.rs";
 
 pub(crate) const MUTANTS: &[Mutant] = &[
     // Tracking: what is stamped, and when.
@@ -688,8 +689,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: OVERLAP,
-                find: "wait.loads_anew = until.is_none() && self.must_load_anew(key, &wait);",
-                replace: "wait.loads_anew = false;",
+                find: "let loads_anew = until.is_none() && self.must_load_anew(key, load);",
+                replace: "let loads_anew = false;",
             },
         ],
         caught_by: &[
@@ -732,9 +733,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a write that waits is overtaken by later ones",
         edits: &[Edit {
-            file: OVERLAP,
-            find: "it.member != key && it.range.overlaps(extent)",
-            replace: "it.member == key && it.range.overlaps(extent)",
+            file: WAITING,
+            find: ".filter(|wait| wait.member != member)",
+            replace: ".filter(|wait| wait.member == member)",
         }],
         caught_by: &["hazards::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
     },
@@ -1080,9 +1081,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: OVERLAP,
-                find: "let decision = self.admit(key, wait.command, wait.tag, ahead);",
-                replace: "let _ = ahead;
-            let decision = self.arrive(key, wait.command, wait.tag);",
+                find: "let decision = self.admit(key, wait.command, wait.tag, place);",
+                replace: "let decision = self.arrive(key, wait.command, wait.tag);",
             },
         ],
         caught_by: &[
@@ -1217,8 +1217,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: COHERENT,
-                find: "(wait.is_load() || self.config.granule() > 1) && self.is_stale(key)",
-                replace: "!wait.is_load() && self.config.granule() > 1 && self.is_stale(key)",
+                find: "(load || self.config.granule() > 1) && self.is_stale(key)",
+                replace: "!load && self.config.granule() > 1 && self.is_stale(key)",
             },
         ],
         caught_by: &[
@@ -1228,9 +1228,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "coherent: writers go before loads that wait for them",
         edits: &[Edit {
-            file: OVERLAP,
-            find: "earlier.find(|it| it.member != key && it.range.overlaps(extent));",
-            replace: "earlier.find(|it| it.member != key && !it.is_load() && it.range.overlaps(extent));",
+            file: WAITING,
+            find: ".filter(|wait| wait.member != member)",
+            replace: ".filter(|wait| wait.member != member && !wait.is_load())",
         }],
         caught_by: &["coherent::a_steady_writer_lets_a_read_in"],
     },
@@ -1251,5 +1251,33 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "        if false {\n",
         }],
         caught_by: &["coherent::a_read_is_satisfied_with_an_invalidation_that_runs_already"],
+    },
+    // Who waits is found.
+    Mutant {
+        name: "index: what reaches in from the left is not found",
+        edits: &[Edit {
+            file: WAITING,
+            find: "(first >> level & 1 == 1 && node < first).then_some(node)",
+            replace: "(first >> level & 1 == 1 && node < first && false).then_some(node)",
+        }],
+        caught_by: &["liveness::whoever_waits_in_the_range_of_a_write_is_found"],
+    },
+    Mutant {
+        name: "index: what reaches in from the right is not found",
+        edits: &[Edit {
+            file: WAITING,
+            find: "(half & 1 == 0).then_some((half + 1) << level)",
+            replace: "(half & 1 == 2).then_some((half + 1) << level)",
+        }],
+        caught_by: &["liveness::whoever_waits_in_the_range_of_a_write_is_found"],
+    },
+    Mutant {
+        name: "index: later ones are taken for earlier ones",
+        edits: &[Edit {
+            file: WAITING,
+            find: ".filter(|&place| place < before)",
+            replace: ".filter(|&place| place < before || true)",
+        }],
+        caught_by: &["liveness::of_those_that_wait_for_each_other_the_first_begins"],
     },
 ];
