@@ -74,6 +74,24 @@ fn commands(c: &mut Criterion) {
     group.finish();
 }
 
+/// A write of one connection, while so many of another wait for what a third has written.
+fn beside_those_that_wait(c: &mut Criterion) {
+    let mut group = c.benchmark_group("write while others wait");
+    for waiting in [0, 100, 10_000] {
+        let (mut coordinator, conns) = connected(Config::new(), 3);
+        let write = |at| Command::new(CommandType::WRITE, at, 4096);
+        execute(&mut coordinator, conns[0], write(0));
+        for _ in 0..waiting {
+            let waits = coordinator.command(conns[1], write(0), 0);
+            assert!(matches!(waits, Decision::Wait));
+        }
+        group.bench_function(BenchmarkId::from_parameter(waiting), |b| {
+            b.iter(|| execute(&mut coordinator, conns[2], write(1 << 20)));
+        });
+    }
+    group.finish();
+}
+
 /// A flush with three dirty handles.
 fn rounds(c: &mut Criterion) {
     let mut group = c.benchmark_group("round over three dirty handles");
@@ -116,5 +134,11 @@ fn concurrent_flushes(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, commands, rounds, concurrent_flushes);
+criterion_group!(
+    benches,
+    commands,
+    beside_those_that_wait,
+    rounds,
+    concurrent_flushes
+);
 criterion_main!(benches);

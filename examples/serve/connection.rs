@@ -83,6 +83,7 @@ impl Connection {
 
     /// Serves the client until it goes, or has to go.
     pub(crate) fn run(self: &Arc<Self>) {
+        self.server.wait_for_turn(self.id);
         match self.shake_hands() {
             Ok(Some(session)) => {
                 self.server.log.line(|| self.greeted(&session));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use nbd_proto::flush::{Config, Mode, TrackDirty};
+use nbd_proto::flush::{Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty};
 use nbd_proto::wire::Name;
 
 use super::size::parse_size;
@@ -108,6 +108,20 @@ pub(crate) struct Flush {
     /// How much is tracked to avoid flushes: connection, fast or off
     #[arg(long, value_name = "LEVEL", default_value_t = TrackDirty::Connection, global = true)]
     pub(crate) track_dirty: TrackDirty,
+
+    /// What is done at the same time: parallel, serialize_requests (never two calls on one
+    /// backend handle) or serialize_connections (one connection after the other)
+    #[arg(long, value_name = "MODEL", default_value_t = ThreadModel::Parallel, global = true)]
+    pub(crate) thread_model: ThreadModel,
+
+    /// What happens where connections modify the same bytes: order-writes, ignore, or coherent
+    /// (reads, too, find what others have written, without a flush)
+    #[arg(long, value_name = "HOW", default_value_t = Overlap::OrderWrites, global = true)]
+    pub(crate) overlap: Overlap,
+
+    /// What FUA means on a read: ignore, or preflush (a flush comes before it)
+    #[arg(long, value_name = "MEANING", default_value_t = FuaOnReads::Ignore, global = true)]
+    pub(crate) fua_on_reads: FuaOnReads,
 }
 
 impl Flush {
@@ -115,6 +129,9 @@ impl Flush {
         Config::new()
             .with_mode(self.multi_conn)
             .with_track_dirty(self.track_dirty)
+            .with_thread_model(self.thread_model)
+            .with_overlap(self.overlap)
+            .with_fua_on_reads(self.fua_on_reads)
     }
 
     /// What can be said of the data in a file once the server has stopped without a failure.
@@ -177,9 +194,25 @@ mod tests {
     }
 
     #[test]
+    fn the_words_of_the_flush_coordinator_reach_it() {
+        let line = "serve --multi-conn emulate --track-dirty off --thread-model serialize_requests \
+                    --overlap coherent --fua-on-reads preflush";
+        let options = Options::try_parse_from(line.split_ascii_whitespace()).unwrap();
+        let expected = Config::new()
+            .with_mode(Mode::Emulate)
+            .with_track_dirty(TrackDirty::Off)
+            .with_thread_model(ThreadModel::SerializeRequests)
+            .with_overlap(Overlap::Coherent)
+            .with_fua_on_reads(FuaOnReads::Preflush);
+        assert_eq!(options.flush.config(), expected);
+    }
+
+    #[test]
     fn wrong_values_are_refused_with_the_right_ones() {
         let error = Options::try_parse_from(["serve", "--multi-conn", "yes"]).unwrap_err();
         assert!(error.to_string().contains("emulate"), "{error}");
+        let error = Options::try_parse_from(["serve", "--thread-model", "1"]).unwrap_err();
+        assert!(error.to_string().contains("serialize_requests"), "{error}");
         assert!(Options::try_parse_from(["serve", "--size", "1X"]).is_err());
         assert!(Options::try_parse_from(["serve", "--threads", "0"]).is_err());
     }

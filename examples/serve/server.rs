@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nbd_proto::flush::{Action, Backend as Abilities, Config, FlushCoordinator, Mode};
+use nbd_proto::flush::{Action, Backend as Abilities, Config, FlushCoordinator, Mode, ThreadModel};
 use nbd_proto::wire::Name;
 use parking_lot::{Condvar, Mutex};
 
@@ -61,6 +61,11 @@ pub(crate) struct Server {
     most_connections: usize,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     gone: Condvar,
+    /// Connections are served one after the other.
+    one_at_a_time: bool,
+    /// Which one is, if so.
+    served: Mutex<Option<u64>>,
+    next: Condvar,
     next_id: AtomicU64,
     stopping: AtomicBool,
 }
@@ -90,6 +95,9 @@ impl Server {
             most_connections: settings.most_connections,
             connections: Mutex::default(),
             gone: Condvar::new(),
+            one_at_a_time: settings.flush.thread_model() == ThreadModel::SerializeConnections,
+            served: Mutex::new(None),
+            next: Condvar::new(),
             next_id: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
         }))
@@ -144,10 +152,30 @@ impl Server {
         }
     }
 
+    /// Waits until a connection may be served: if they are one after the other, until the one
+    /// before it has been closed.
+    pub(crate) fn wait_for_turn(&self, id: u64) {
+        if !self.one_at_a_time {
+            return;
+        }
+        let mut served = self.served.lock();
+        while served.is_some() {
+            self.next.wait(&mut served);
+        }
+        *served = Some(id);
+    }
+
     /// A connection has been closed.
     pub(crate) fn gone(&self, id: u64) {
         let connection = self.connections.lock().remove(&id);
         drop(connection);
+        if self.one_at_a_time {
+            let mut served = self.served.lock();
+            if *served == Some(id) {
+                *served = None;
+                self.next.notify_one();
+            }
+        }
         self.log.line(|| format!("connection {id}: closed"));
         self.gone.notify_all();
     }

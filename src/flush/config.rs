@@ -88,9 +88,36 @@ pub enum Overlap {
     /// They execute as they come: right only if clients never modify the same
     /// [granule](Config::granule) through two connections without a flush in between.
     Ignore,
+    /// As [`OrderWrites`](Self::OrderWrites), and commands that load (read, cache, block status)
+    /// find what had been modified through other handles when they arrived, without any flush by a
+    /// client, while emulating. They wait until it is written out, and until their own handle has
+    /// dropped what may be older; if that fails, they fail, unexecuted.
+    ///
+    /// It is for clients that share an export without agreeing on flushes. Where one reads what
+    /// another writes, it costs two backend flushes at a time. What a handle has lost in a failed
+    /// flush, or was lost with it, fails only the commands that wait for it then; it is for
+    /// flushes to tell the others.
+    Coherent,
 }
 
-/// How many connections the server serves at a time.
+/// What FUA means on a read, where flush is advertised.
+///
+/// The protocol requires only that the flag is accepted (proto.md "Command flags"). On other
+/// commands that write nothing it never means anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FuaOnReads {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// The read is executed after a flush, as if its client had sent one when the read arrived
+    /// and waited for the answer: it finds what had been written through any connection that a
+    /// flush covers, and that is on permanent storage. If the flush fails, the read is answered
+    /// with its error, which then counts as reported.
+    Preflush,
+}
+
+/// What the server does at the same time: the words are those of nbdkit's thread models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ThreadModel {
@@ -100,6 +127,9 @@ pub enum ThreadModel {
     /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`], and no mode
     /// advertises multi-conn, which would only make clients wait for a second connection.
     SerializeConnections,
+    /// Any number of connections, but never two calls on one backend handle: at most one command
+    /// or one flush is under way on each. The others wait in the order in which they came.
+    SerializeRequests,
 }
 
 /// A word that is not one of an option's values.
@@ -140,9 +170,12 @@ words!(TrackDirty, "connection, fast or off",
 words!(Grouping, "true or false (whether the export name counts)",
     All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
-words!(Overlap, "order-writes or ignore", OrderWrites: "order-writes", Ignore: "ignore");
-words!(ThreadModel, "parallel or serialize_connections",
-    Parallel: "parallel", SerializeConnections: "serialize_connections");
+words!(Overlap, "order-writes, ignore or coherent",
+    OrderWrites: "order-writes", Ignore: "ignore", Coherent: "coherent");
+words!(FuaOnReads, "ignore or preflush", Ignore: "ignore", Preflush: "preflush");
+words!(ThreadModel, "parallel, serialize_requests or serialize_connections",
+    Parallel: "parallel", SerializeConnections: "serialize_connections",
+    SerializeRequests: "serialize_requests");
 
 /// The options of a coordinator. `Config::new()` is right for a server that knows nothing
 /// special about its backend.
@@ -166,6 +199,7 @@ pub struct Config {
     granule: u32,
     max_ranges: u32,
     thread_model: ThreadModel,
+    fua_on_reads: FuaOnReads,
 }
 
 impl Config {
@@ -183,6 +217,7 @@ impl Config {
             // between two flushes gains little from exact ranges.
             max_ranges: 1024,
             thread_model: ThreadModel::Parallel,
+            fua_on_reads: FuaOnReads::Ignore,
         }
     }
 
@@ -239,10 +274,17 @@ impl Config {
         self
     }
 
-    /// Sets how many connections are served at a time.
+    /// Sets what the server does at the same time.
     #[must_use]
     pub const fn with_thread_model(mut self, model: ThreadModel) -> Self {
         self.thread_model = model;
+        self
+    }
+
+    /// Sets what FUA means on a read.
+    #[must_use]
+    pub const fn with_fua_on_reads(mut self, meaning: FuaOnReads) -> Self {
+        self.fua_on_reads = meaning;
         self
     }
 
@@ -288,10 +330,16 @@ impl Config {
         self.max_ranges
     }
 
-    /// How many connections are served at a time.
+    /// What the server does at the same time.
     #[must_use]
     pub const fn thread_model(&self) -> ThreadModel {
         self.thread_model
+    }
+
+    /// What FUA means on a read.
+    #[must_use]
+    pub const fn fua_on_reads(&self) -> FuaOnReads {
+        self.fua_on_reads
     }
 }
 
@@ -480,6 +528,15 @@ mod tests {
         for level in ["connection", "fast", "off"] {
             assert_eq!(level.parse::<TrackDirty>().unwrap().to_string(), level);
         }
+        for model in ["parallel", "serialize_connections", "serialize_requests"] {
+            assert_eq!(model.parse::<ThreadModel>().unwrap().to_string(), model);
+        }
+        for overlap in ["order-writes", "ignore", "coherent"] {
+            assert_eq!(overlap.parse::<Overlap>().unwrap().to_string(), overlap);
+        }
+        for meaning in ["ignore", "preflush"] {
+            assert_eq!(meaning.parse::<FuaOnReads>().unwrap().to_string(), meaning);
+        }
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
         assert_eq!("true".parse(), Ok(Grouping::ByExport));
         assert!("Emulate".parse::<Mode>().is_err());
@@ -497,6 +554,8 @@ mod tests {
         assert_eq!(config.grouping(), Grouping::All);
         assert_eq!(config.after_failure(), AfterFailure::Sticky);
         assert_eq!(config.overlap(), Overlap::OrderWrites);
+        assert_eq!(config.thread_model(), ThreadModel::Parallel);
+        assert_eq!(config.fua_on_reads(), FuaOnReads::Ignore);
         assert_eq!(config.with_granule(0).granule(), 1);
     }
 }

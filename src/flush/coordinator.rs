@@ -4,13 +4,15 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use super::clock::{Clock, Stamp};
 use super::command::{Action, Command, Conn, Decision, Fua, Op};
-use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel};
+use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, ThreadModel};
 use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::observe::Counters;
 use super::order::Range;
 use super::overlap::Turn;
+use super::serial::Next;
 use super::slab::{Key, Slab};
+use super::waiting::Place;
 use crate::wire::{CommandType, Errno};
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub struct FlushCoordinator<C, E, T> {
     pub(super) actions: VecDeque<Pending<C, T>>,
     /// What was counted in groups that are gone.
     pub(super) forgotten: Counters,
+    /// Handles that may be free for what waits for them.
+    pub(super) turns: VecDeque<Key>,
 }
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -69,6 +73,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             own: Slab::new(),
             actions: VecDeque::new(),
             forgotten: Counters::new(),
+            turns: VecDeque::new(),
         }
     }
 
@@ -217,7 +222,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         match self.config.mode() {
             Mode::Emulate => Path::Emulate,
             _ if group.covers_all() => Path::CoversAll,
-            Mode::Auto if self.config.thread_model() == ThreadModel::Parallel => Path::Emulate,
+            Mode::Auto if self.config.thread_model() != ThreadModel::SerializeConnections => {
+                Path::Emulate
+            }
             _ => Path::Own,
         }
     }
@@ -234,20 +241,22 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             _ => return Decision::Closed { tag },
         }
         if command.kind == CommandType::FLUSH {
-            self.client_flush(conn.0, tag)
+            self.client_flush(conn.0, None, tag)
+        } else if command.fua && self.needs_preflush(conn.0, command) {
+            self.client_flush(conn.0, Some(command), tag)
         } else {
-            self.admit(conn.0, command, tag, usize::MAX)
+            self.arrive(conn.0, command, tag)
         }
     }
 
-    /// Decides about a command that is to be executed, and has the first `ahead` of those before
-    /// it that wait for others.
+    /// Decides about a command that is to be executed, and has those before it that wait for others
+    /// from before `place` on.
     pub(super) fn admit(
         &mut self,
         key: Key,
         command: Command,
         tag: T,
-        ahead: usize,
+        place: Place,
     ) -> Decision<T> {
         let Some(member) = self.members.get_mut(key) else {
             return Decision::Closed { tag };
@@ -256,8 +265,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return self.hold(key, command, tag);
         }
         let mut range = None;
-        if command.kind.is_modification() && self.config.overlap() == Overlap::OrderWrites {
-            range = match self.turn(key, command, ahead) {
+        if self.has_order(command) {
+            let turn = if command.kind.is_modification() {
+                self.turn(key, command, place)
+            } else {
+                self.turn_to_load(key, command)
+            };
+            range = match turn {
                 Turn::Now(range) => range,
                 Turn::Later { range, until } => {
                     let wait = OrderWait {
@@ -368,6 +382,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if let Some(range) = idle {
             self.recheck_order_over(group, range);
         }
+        self.offer_turn(key);
         self.try_release(key);
         decision
     }
@@ -463,7 +478,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Actions may be carried out in any order, and in parallel.
     pub fn poll(&mut self) -> Option<Action<C, T>> {
         loop {
-            match self.actions.pop_front()? {
+            let Some(pending) = self.actions.pop_front() else {
+                match self.next_turn()? {
+                    Next::Flush(action) => return Some(action),
+                    Next::Done => continue,
+                }
+            };
+            match pending {
                 Pending::Now(action) => return Some(action),
                 Pending::FailedFlush {
                     member,

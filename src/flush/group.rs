@@ -1,6 +1,5 @@
 //! Connections that share data: what the group as a whole has to remember.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
@@ -9,6 +8,7 @@ use super::member::List;
 use super::observe::{Counters, Pile};
 use super::order::{Range, Ranges};
 use super::slab::{Index, Key, Slab, grow};
+use super::waiting::Waiting;
 use crate::wire::Errno;
 
 /// A client that waits for a flush.
@@ -16,6 +16,8 @@ use crate::wire::Errno;
 pub(super) struct Waiter<T> {
     pub(super) member: Key,
     pub(super) tag: T,
+    /// What is to be executed after it, instead of an answer.
+    pub(super) then: Option<Command>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +145,7 @@ pub(super) struct Group<E, T> {
     pub(super) ranges: Ranges,
     /// At most so many of these belonged to members that are gone.
     pub(super) orphans: u32,
-    pub(super) order_waiting: VecDeque<OrderWait<T>>,
+    pub(super) order_waiting: Waiting<T>,
 }
 
 impl<E, T> Group<E, T> {
@@ -173,7 +175,7 @@ impl<E, T> Group<E, T> {
             waiting_failed: None,
             ranges: Ranges::default(),
             orphans: 0,
-            order_waiting: VecDeque::new(),
+            order_waiting: Waiting::new(),
         }
     }
 

@@ -2,11 +2,12 @@
 
 use super::clock::Stamp;
 use super::command::{Action, FlushId};
-use super::config::AfterFailure;
+use super::config::{AfterFailure, ThreadModel};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
 use super::member::{List, Need, Phase, Place, Running, Work};
 use super::slab::Key;
+use super::waiting::LAST;
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -28,15 +29,22 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get(key) else {
             return false;
         };
-        let Some(group) = self.groups.get(member.group) else {
-            return false;
+        member.oldest_load.happened() && member.oldest_load < self.written_beside(key)
+    }
+
+    /// When something was last written out that the cache of a handle may not know of.
+    pub(super) fn written_beside(&self, key: Key) -> Stamp {
+        let Some(member) = self.members.get(key) else {
+            return Stamp::NEVER;
         };
-        let written = if member.backend.self_coherent() {
+        let Some(group) = self.groups.get(member.group) else {
+            return Stamp::NEVER;
+        };
+        if member.backend.self_coherent() {
             group.write_outs.latest_not_by(key)
         } else {
             group.write_outs.latest()
-        };
-        member.oldest_load.happened() && member.oldest_load < written
+        }
     }
 
     /// Needs a flush that covers what has completed on the handle: one that runs will do if it
@@ -70,10 +78,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return;
         };
-        if member.in_flight.is_empty() {
+        // Where a handle is called one at a time, no flush starts before they have ended.
+        if member.in_flight.is_empty() || self.serializes() {
             self.flush_later(key, need);
             return;
         }
+        let Some(member) = self.members.get_mut(key) else {
+            return;
+        };
         let generation = member.in_flight.generation();
         member.in_flight.advance();
         member.work_mut().draining.push((generation, need));
@@ -103,14 +115,20 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         };
         let work = member.work_mut();
-        if work.running.is_some() {
+        let another = if work.running.is_some() {
             work.next.push(need);
+            work.next.len() == 1
         } else {
             work.joined.push(need);
-            if !work.queued {
-                work.queued = true;
-                self.actions.push_back(Pending::Flush(key));
+            !core::mem::replace(&mut work.queued, true)
+        };
+        if self.config.thread_model() == ThreadModel::SerializeRequests {
+            if another {
+                work.calls.flush();
+                self.offer_turn(key);
             }
+        } else if another && work.running.is_none() {
+            self.actions.push_back(Pending::Flush(key));
         }
     }
 
@@ -157,7 +175,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if !work.next.is_empty() {
             work.joined = core::mem::take(&mut work.next);
             work.queued = true;
-            self.actions.push_back(Pending::Flush(key));
+            // Where a handle is called one at a time, it has its place among the calls already.
+            if self.config.thread_model() != ThreadModel::SerializeRequests {
+                self.actions.push_back(Pending::Flush(key));
+            }
         }
         work.order_requested = false;
         let group = member.group;
@@ -175,6 +196,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         self.open_gate(key);
         self.recheck_order(group);
+        self.offer_turn(key);
         if let Some(member) = self.members.get_mut(key) {
             member.rest();
         }
@@ -303,10 +325,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return;
         }
         member.ungate();
-        let held = member.take_held();
+        let mut held = member.take_held();
+        if self.config.thread_model() == ThreadModel::SerializeRequests && !held.is_empty() {
+            let held = core::mem::take(&mut held);
+            member.work_mut().calls.put_back(held);
+        }
         self.relist(key);
         for held in held {
-            let decision = self.admit(key, held.command, held.tag, usize::MAX);
+            let decision = self.admit(key, held.command, held.tag, LAST);
             self.act(key, decision);
         }
     }

@@ -1,12 +1,11 @@
 //! Connections that leave: what is written out before, who is answered, what is forgotten.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::command::{Action, Conn};
 use super::config::{AfterFailure, Mode};
 use super::coordinator::{FlushCoordinator, Pending};
-use super::group::{OrderWait, Path};
+use super::group::Path;
 use super::member::{List, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;
@@ -61,6 +60,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         if self.is_uncovered(key) && self.others_rely_on(group) {
             self.data_lost(group, Errno::EIO);
+            self.fail_loads(group, key, Errno::EIO);
             result = Err(Errno::EIO);
         }
         let needs = self.abandon(key);
@@ -83,12 +83,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .into_iter()
             .map(|held| held.tag)
             .collect();
+        waiting.extend(member.work_mut().calls.take_commands());
         let needs = member.work_mut().take_needs();
         if let Some(group) = self.groups.get_mut(group) {
-            let ordered = core::mem::take(&mut group.order_waiting);
-            let (ours, others) = ordered.into_iter().partition(|wait| wait.member == key);
-            group.order_waiting = others;
-            let ours: VecDeque<OrderWait<T>> = ours;
+            let ours = group.order_waiting.take_of(key);
             waiting.extend(ours.into_iter().map(|wait| wait.tag));
             let joined = group.round.as_mut().map(|round| &mut round.waiters);
             for waiters in joined.into_iter().chain([&mut group.waiting]) {
@@ -168,7 +166,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group) = groups.get_mut(group_key) else {
             return;
         };
-        group.order_waiting.retain(|wait| wait.member != key);
+        group.order_waiting.take_of(key);
         group.orphans = group.orphans.saturating_add(member.ranges);
         if group.orphans > MOST_ORPHANS && group.orphans as usize > group.ranges.len() / 2 {
             group

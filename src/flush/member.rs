@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use super::clock::Stamp;
 use super::command::Command;
 use super::config::Backend;
+use super::serial::Calls;
 use super::slab::Key;
 use crate::wire::Errno;
 
@@ -206,6 +207,8 @@ pub(super) struct Work<T> {
     /// Commands up to this generation may have had what they wrote dropped by a cache whose flush
     /// failed, under the sticky policy.
     pub(super) dropped: Option<(Stamp, Errno)>,
+    /// What waits until the handle is free, where it is called one at a time.
+    pub(super) calls: Calls<T>,
 }
 
 impl<T> Work<T> {
@@ -223,6 +226,7 @@ impl<T> Work<T> {
             next: Vec::new(),
             draining: Vec::new(),
             held: VecDeque::new(),
+            calls: Calls::new(),
         }
     }
 
@@ -253,6 +257,7 @@ impl<T> Work<T> {
             && self.next.is_empty()
             && self.draining.is_empty()
             && self.held.is_empty()
+            && self.calls.is_empty()
     }
 
     /// Whether it says no more than that there is nothing to say.

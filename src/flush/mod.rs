@@ -116,12 +116,25 @@
 //! 7. **FUA pays for itself only**: its own handle is written out, then others are invalidated. What
 //!    others have not written out, and their failures, are not its business; but a handle that
 //!    could not be invalidated serves nothing until it could.
+//!    A read with FUA is none of that; under [`FuaOnReads::Preflush`] a flush comes before it.
+//!    (`a: W(x) ok`; `b: R` with FUA is answered from what b has cached before: the client that
+//!    asked for what is there now gets what was.)
 //! 8. **Coalescing.** Flushes that arrive during a round share the next one; a flush joins the
 //!    running round only if no modification completed after that round began. At most one round runs and
 //!    one waits per group.
 //! 9. **Minimality.** No handle is flushed that the rules above do not need.
 //! 10. **Groups and connections are independent**: a backend flush that hangs delays only those who
 //!     must wait for it.
+//! 11. **Calls take turns** under [`ThreadModel::SerializeRequests`]: at most one command or one
+//!     flush is under way on a handle, the others wait in the order in which they came, and have
+//!     not begun. One that finds, when it has its turn, that it has to wait for another handle
+//!     leaves its own to the next. (With a lock around the handle instead: `a: W(x) ok`; `b: W(y)
+//!     ok` elsewhere; `a: W` over y holds a's lock until b is written out, `b: W` over x holds b's
+//!     lock until a is. Nothing moves any more.)
+//! 12. **Loads are coherent** under [`Overlap::Coherent`]: a load waits until what others have
+//!     modified in its range is written out, then until its handle has dropped what may be older;
+//!     while it waits, later modifications in its range wait behind it. (`b: R` caches the old data;
+//!     `a: W(x) ok`; `b: R` returns the old data, though x was written before.)
 //!
 //! ```text
 //! a Round over three connections; time goes down
@@ -150,11 +163,11 @@
 //!
 //! # Not yet here
 //!
-//! Thread models with serialized requests, acknowledging before execution, FUA on reads as a
-//! preflush, ordering of reads ([`Overlap`] has no such value), and fencing of revoked connections.
-//! The enums are `non_exhaustive` to leave room for them.
+//! Acknowledging before execution, and fencing of revoked connections. The enums are
+//! `non_exhaustive` to leave room for them.
 
 mod clock;
+mod coherent;
 mod command;
 mod config;
 mod coordinator;
@@ -167,13 +180,16 @@ mod member;
 mod observe;
 mod order;
 mod overlap;
+mod preflush;
 mod round;
+mod serial;
 mod slab;
+mod waiting;
 
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{
-    Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel,
-    TrackDirty, UnknownValue,
+    Advertised, AfterFailure, Backend, Config, FuaOnReads, Grouping, Mode, OpenError, Overlap,
+    ThreadModel, TrackDirty, UnknownValue,
 };
 pub use coordinator::FlushCoordinator;
 pub use observe::{Counters, Explanation, Uncovered};

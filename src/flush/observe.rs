@@ -21,7 +21,8 @@ use crate::wire::Errno;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Flushes that clients asked for. One that was not advertised is not counted.
+    /// Flushes that clients asked for, also by reads with FUA where these
+    /// [mean a flush](super::FuaOnReads::Preflush). One that was not advertised is not counted.
     pub flushes: u64,
     /// Of these, answered at once, because no handle had to be flushed.
     pub skipped: u64,

@@ -1,5 +1,6 @@
 //! Rule 6: overlapping modifications through different handles keep their order.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
@@ -9,9 +10,10 @@ use super::group::{OrderWait, Path};
 use super::member::{Member, Need, Work};
 use super::order::{Range, Segment};
 use super::slab::{Key, Slab};
+use super::waiting::Place;
 use crate::wire::Errno;
 
-/// When a modification may be executed.
+/// When a command may be executed.
 pub(super) enum Turn {
     /// Now; its range is remembered, if that matters.
     Now(Option<Range>),
@@ -30,9 +32,9 @@ pub(super) fn is_live<C, T>(members: &Slab<Member<C, T>>, segment: &Segment) -> 
 }
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
-    /// Decides when a modification through the handle `key` may be executed, which has the first
-    /// `queued` of those that wait already before it.
-    pub(super) fn turn(&mut self, key: Key, command: Command, queued: usize) -> Turn {
+    /// Decides when a modification through the handle `key` may be executed, which has those that
+    /// wait already before it from before `place` on.
+    pub(super) fn turn(&mut self, key: Key, command: Command, place: Place) -> Turn {
         let granule = self.config.granule();
         let range = Range::of(command.offset, command.length, granule);
         let group_key = self.members.get(key).map(|member| member.group);
@@ -51,7 +53,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if !stale && group.order_waiting.is_empty() && group.ranges.begin_within(key, range) {
             return Turn::Now(Some(range));
         }
-        if let Some(until) = self.must_wait_in_order(group_key, key, range, queued) {
+        if let Some(until) = self.must_wait_in_order(group_key, key, range, place) {
             return Turn::Later { range, until };
         }
         if stale {
@@ -62,14 +64,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Whether a modification of `range` through the handle `key` has to wait: for another
-    /// handle's overlapping one, or behind the first `queued` of those that wait already, lest
-    /// they wait for ever. Returns the range in which something has to end first.
+    /// handle's overlapping one, or behind those that wait already from before `place` on, lest they
+    /// wait for ever. Returns the range in which something has to end first.
     fn must_wait_in_order(
         &self,
         group: Key,
         key: Key,
         range: Range,
-        queued: usize,
+        place: Place,
     ) -> Option<Range> {
         let group = self.groups.get(group)?;
         let members = &self.members;
@@ -85,9 +87,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             } else {
                 group.ranges.extent(key, range)
             };
-            let mut earlier = group.order_waiting.iter().take(queued);
-            let behind = earlier.find(|it| it.member != key && it.range.overlaps(extent));
-            if let Some(behind) = behind {
+            if let Some(behind) = group.order_waiting.earlier(place, key, extent) {
                 return Some(behind.range);
             }
         }
@@ -175,18 +175,21 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         member.pending += 1;
         group.counters.overlap_waits += 1;
-        let anew = wait.loads_anew;
-        group.order_waiting.push_back(wait);
+        let (anew, load) = (wait.loads_anew, wait.is_load());
+        group.order_waiting.push(wait);
         if anew {
             self.load_anew(key);
         } else {
-            self.write_out_below(group_key, key, range);
+            self.write_out_below(group_key, key, range, load);
         }
         Decision::Wait
     }
 
     /// Has a handle drop what it has cached, before anything else is served by it.
     fn load_anew(&mut self, key: Key) {
+        if self.is_being_refreshed(key) {
+            return;
+        }
         let awaited = |member: &Member<C, T>| member.work().is_some_and(Work::awaits_gate);
         if !self.members.get(key).is_some_and(awaited) {
             self.close_gate(key);
@@ -196,8 +199,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// Has every handle with finished modifications in `range` written out, so that one more of
     /// `key` can follow; those in flight are waited for first.
-    fn write_out_below(&mut self, group_key: Key, key: Key, range: Range) {
-        while let Some(owner) = self.in_the_way(group_key, key, range) {
+    fn write_out_below(&mut self, group_key: Key, key: Key, range: Range, load: bool) {
+        while let Some(owner) = self.in_the_way(group_key, key, range, load) {
             if let Some(owner) = self.members.get_mut(owner) {
                 owner.work_mut().order_requested = true;
             }
@@ -207,7 +210,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// A handle that can be written out now so that `range` becomes free for `key`, and has not
     /// been asked to yet. It may be its own, if too many of its ranges are remembered.
-    fn in_the_way(&self, group: Key, key: Key, range: Range) -> Option<Key> {
+    fn in_the_way(&self, group: Key, key: Key, range: Range, load: bool) -> Option<Key> {
         let group = self.groups.get(group)?;
         let mut finished = group
             .ranges
@@ -218,7 +221,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if let Some(segment) = finished.find(|segment| self.wants_order_flush(segment.owner)) {
             return Some(segment.owner);
         }
-        (!self.has_room(group, key, range) && self.wants_order_flush(key)).then_some(key)
+        let full = !load && !self.has_room(group, key, range);
+        (full && self.wants_order_flush(key)).then_some(key)
     }
 
     fn wants_order_flush(&self, key: Key) -> bool {
@@ -227,53 +231,74 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .is_some_and(|member| member.work().is_none_or(|work| !work.order_requested))
     }
 
-    /// Nothing is in flight in `range` any more: can modifications that wait for that begin? Most
-    /// ranges that end have nobody wait for them; that must cost others little.
-    pub(super) fn recheck_order_over(&mut self, group: Key, range: Range) {
-        let waited_for = self.groups.get(group).is_some_and(|group| {
-            let mut waiting = group.order_waiting.iter();
-            waiting.any(|wait| wait.until.overlaps(range))
-        });
-        if waited_for {
-            self.recheck_order(group);
+    /// Nothing is in flight in `range` any more: can commands that wait for that begin? Most ranges
+    /// that end have nobody wait for them; that must cost others little.
+    pub(super) fn recheck_order_over(&mut self, group_key: Key, range: Range) {
+        let mut due = BTreeSet::new();
+        if let Some(group) = self.groups.get(group_key) {
+            due.extend(group.order_waiting.until_over(range, None));
+        }
+        while let Some(place) = due.pop_first() {
+            let gone = self.recheck_one(group_key, place);
+            // Others may have waited behind it.
+            if let Some(range) = gone
+                && let Some(group) = self.groups.get(group_key)
+            {
+                due.extend(group.order_waiting.until_over(range, Some(place)));
+            }
         }
     }
 
-    /// Something has ended: can modifications that wait begin?
+    /// Something has ended: can commands that wait begin?
     pub(super) fn recheck_order(&mut self, group_key: Key) {
-        let Some(group) = self.groups.get_mut(group_key) else {
-            return;
-        };
-        for mut wait in core::mem::take(&mut group.order_waiting) {
-            let (key, range) = (wait.member, wait.range);
-            let ahead = self
-                .groups
-                .get(group_key)
-                .map_or(0, |group| group.order_waiting.len());
-            let until = self.must_wait_in_order(group_key, key, range, ahead);
-            wait.loads_anew = until.is_none() && self.config.granule() > 1 && self.is_stale(key);
-            if wait.loads_anew {
-                // It keeps its place, or others might always come before it.
-                self.load_anew(key);
-                if let Some(group) = self.groups.get_mut(group_key) {
-                    group.order_waiting.push_back(wait);
-                }
-                continue;
-            }
-            if let Some(until) = until {
-                wait.until = until;
-                if let Some(group) = self.groups.get_mut(group_key) {
-                    group.order_waiting.push_back(wait);
-                }
-                self.write_out_below(group_key, key, range);
-                continue;
-            }
-            if let Some(member) = self.members.get_mut(key) {
-                member.pending = member.pending.saturating_sub(1);
-            }
-            let decision = self.admit(key, wait.command, wait.tag, ahead);
-            self.act(key, decision);
+        let mut from = 0;
+        while let Some(place) = self
+            .groups
+            .get(group_key)
+            .and_then(|group| group.order_waiting.next_from(from))
+        {
+            self.recheck_one(group_key, place);
+            from = place + 1;
         }
+    }
+
+    /// Begins a command that has waited, if it can. Returns its range if it waits here no more.
+    fn recheck_one(&mut self, group_key: Key, place: Place) -> Option<Range> {
+        let group = self.groups.get(group_key)?;
+        let wait = group.order_waiting.get(place)?;
+        let (key, range, load) = (wait.member, wait.range, wait.is_load());
+        let until = if load {
+            self.others_modify(group_key, key, range).then_some(range)
+        } else {
+            self.must_wait_in_order(group_key, key, range, place)
+        };
+        let loads_anew = until.is_none() && self.must_load_anew(key, load);
+        let waiting = &mut self.groups.get_mut(group_key)?.order_waiting;
+        waiting.set_loads_anew(place, loads_anew);
+        if loads_anew {
+            // It keeps its place, or others might always come before it.
+            self.load_anew(key);
+            return None;
+        }
+        if let Some(until) = until {
+            waiting.set_until(place, until);
+            self.write_out_below(group_key, key, range, load);
+            return None;
+        }
+        if self.must_wait_for_handle(key) {
+            return None;
+        }
+        let wait = self
+            .groups
+            .get_mut(group_key)?
+            .order_waiting
+            .remove(place)?;
+        if let Some(member) = self.members.get_mut(key) {
+            member.pending = member.pending.saturating_sub(1);
+        }
+        let decision = self.admit(key, wait.command, wait.tag, place);
+        self.act(key, decision);
+        Some(range)
     }
 
     /// A handle could not be written out: what waited for that must not execute, or the older
@@ -288,30 +313,31 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             let mut segments = segments.filter(|segment| segment.owner == owner);
             segments.any(|it| it.in_flight == 0 && it.last < start && is_live(members, it))
         };
-        let failed: Vec<bool> = group
+        let must_fail = |wait: &OrderWait<T>| {
+            if wait.member == owner {
+                let full = || !wait.is_load() && !self.has_room(group, owner, wait.range);
+                wait.loads_anew || full()
+            } else {
+                below(wait)
+            }
+        };
+        let failed = group
             .order_waiting
             .iter()
-            .map(|wait| {
-                if wait.member == owner {
-                    wait.loads_anew || !self.has_room(group, owner, wait.range)
-                } else {
-                    below(wait)
-                }
-            })
-            .collect();
+            .filter(|(_, wait)| must_fail(wait));
+        let failed: Vec<Place> = failed.map(|(place, _)| place).collect();
+        self.fail_waiting(group_key, failed, why);
+    }
+
+    /// Commands that wait are answered, unexecuted.
+    pub(super) fn fail_waiting(&mut self, group_key: Key, failed: Vec<Place>, why: Errno) {
         let Some(group) = self.groups.get_mut(group_key) else {
             return;
         };
-        let waiting = core::mem::take(&mut group.order_waiting);
-        let mut unexecuted = Vec::new();
-        for (wait, failed) in waiting.into_iter().zip(failed) {
-            if failed {
-                unexecuted.push(wait);
-            } else {
-                group.order_waiting.push_back(wait);
-            }
-        }
-        for wait in unexecuted {
+        let waiting = &mut group.order_waiting;
+        let failed = failed.into_iter().filter_map(|place| waiting.remove(place));
+        let failed: Vec<OrderWait<T>> = failed.collect();
+        for wait in failed {
             self.reply(wait.member, wait.tag, Err(why));
             self.settle(wait.member);
         }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
-use super::command::Decision;
+use super::command::{Command, Decision};
 use super::config::{AfterFailure, TrackDirty};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::{Group, Path, Round, Step, Waiter};
@@ -13,8 +13,8 @@ use super::slab::Key;
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
-    /// A client asks for a flush.
-    pub(super) fn client_flush(&mut self, key: Key, tag: T) -> Decision<T> {
+    /// A client asks for a flush, and for what comes then.
+    pub(super) fn client_flush(&mut self, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
         let Some(member) = self.members.get(key) else {
             return Decision::Closed { tag };
         };
@@ -29,14 +29,18 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         self.count(group, |counters| counters.flushes += 1);
         if path == Path::Own {
-            return self.flush_own(group, key, tag);
+            return self.flush_own(group, key, then, tag);
         }
         let skip = self.config.track_dirty() != TrackDirty::Off;
         if skip && !self.round_runs(group) && !self.needs_round(group, path) {
-            return self.answer_now(group, key, tag);
+            return self.answer_now(group, key, then, tag);
         }
         self.count_pending(key);
-        let waiter = Waiter { member: key, tag };
+        let waiter = Waiter {
+            member: key,
+            tag,
+            then,
+        };
         if let Some(group) = self.groups.get_mut(group) {
             let last = if path == Path::CoversAll {
                 group.last_mod
@@ -350,14 +354,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Answers a flush that had to wait.
     fn answer_flush(&mut self, group: Key, waiter: Waiter<T>, failed: Option<Errno>) {
         match self.verdict(group, waiter.member, failed) {
-            Ok(()) => {
-                self.reply(waiter.member, waiter.tag, Ok(()));
-                self.settle(waiter.member);
-            }
+            Ok(()) => self.go_on(waiter),
             Err(why) => {
                 self.count(group, |counters| counters.failed += 1);
                 let at = self.clock.tick();
-                let Waiter { member, tag } = waiter;
+                let Waiter { member, tag, .. } = waiter;
                 self.actions.push_back(Pending::FailedFlush {
                     member,
                     tag,
@@ -403,7 +404,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A flush that needs nothing is answered at once.
-    fn answer_now(&mut self, group: Key, key: Key, tag: T) -> Decision<T> {
+    fn answer_now(&mut self, group: Key, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
         let result = self.verdict(group, key, None);
         self.count(group, |counters| {
             counters.skipped += 1;
@@ -412,6 +413,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if result.is_err() {
             let now = self.clock.tick();
             self.failure_reported(key, now);
+        } else if let Some(command) = then {
+            return self.arrive(key, command, tag);
         }
         Decision::Reply { tag, result }
     }
@@ -445,7 +448,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A client's flush concerns its own connection only.
-    fn flush_own(&mut self, group: Key, key: Key, tag: T) -> Decision<T> {
+    fn flush_own(&mut self, group: Key, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
         let skip = match self.config.track_dirty() {
             TrackDirty::Off => false,
             // A clean mark for the group would say nothing about this handle.
@@ -458,13 +461,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .get(key)
             .is_some_and(|member| member.backend.flush());
         if skip || !can_flush {
-            return self.answer_now(group, key, tag);
+            return self.answer_now(group, key, then, tag);
         }
         if self.is_flush_coming(key) {
             self.count(group, |counters| counters.joined += 1);
         }
         self.count_pending(key);
-        let wait = self.own.insert(Waiter { member: key, tag });
+        let wait = self.own.insert(Waiter {
+            member: key,
+            tag,
+            then,
+        });
         if self.is_stale(key) {
             // It has to start from now on, or old data would stay.
             self.flush_later(key, Need::Own(wait));

@@ -2,7 +2,8 @@
 //! a handle.
 
 use nbd_proto::flush::{
-    AfterFailure, Backend, Command, Config, Conn, Explanation, Grouping, Mode, TrackDirty,
+    AfterFailure, Backend, Command, Config, Conn, Explanation, FuaOnReads, Grouping, Mode,
+    TrackDirty,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -11,8 +12,12 @@ use crate::world::{Fault, Load, World};
 /// What must be true of the counters at any time.
 pub(crate) fn check(world: &World) {
     let counters = world.coordinator.counters();
-    let flushes = world.sent.iter();
-    let flushes = flushes.filter(|it| it.command.kind == CommandType::FLUSH);
+    let preflush = world.coordinator.config().fua_on_reads() == FuaOnReads::Preflush;
+    let flushes = world.sent.iter().filter(|it| match it.command.kind {
+        CommandType::FLUSH => true,
+        CommandType::READ => preflush && it.command.fua,
+        _ => false,
+    });
     assert!(counters.flushes <= flushes.count() as u64);
     assert_eq!(counters.backend_flushes, world.flushes.len() as u64);
     assert!(counters.skipped + counters.joined <= counters.flushes);

@@ -141,6 +141,51 @@ fn a_write_whose_granule_cannot_be_loaded_anew_fails_once() {
 }
 
 #[test]
+fn whoever_waits_in_the_range_of_a_write_is_found() {
+    let ranges = |within: u64| {
+        (0..within).flat_map(move |start| (1..=within - start).map(move |it| (start, it)))
+    };
+    for base in [0, 40, (1 << 32) - 6, u64::MAX - 12] {
+        for (waiting, length) in ranges(12) {
+            for (later, count) in ranges(12) {
+                let (mut it, a, b) = coordinator(Config::new());
+                execute(&mut it, a, write(base + waiting));
+                let over = |start, length| Command::new(CommandType::WRITE, base + start, length);
+                let first = it.command(b, over(waiting, length), 7);
+                assert!(matches!(first, Decision::Wait));
+                let overlaps = later < waiting + length && waiting < later + count;
+                let waits = begin(&mut it, a, over(later, count)).is_none();
+                assert_eq!(
+                    waits, overlaps,
+                    "{later}+{count} and {waiting}+{length} at {base}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn of_those_that_wait_for_each_other_the_first_begins() {
+    let (mut it, a, b) = coordinator(Config::new());
+    let c = open(&mut it, 2);
+    execute(&mut it, a, write(0));
+    assert!(matches!(it.command(b, write(0), 1), Decision::Wait));
+    assert!(matches!(it.command(c, write(0), 2), Decision::Wait));
+    assert!(matches!(it.command(a, write(0), 3), Decision::Wait));
+    for expected in 1..=3 {
+        let (flushes, _) = poll(&mut it);
+        assert_eq!(flushes.len(), 1, "before {expected}");
+        it.flushed(flushes[0], Ok(()));
+        let (_, commands) = poll(&mut it);
+        let tags: Vec<u32> = commands.iter().map(|&(_, tag)| tag).collect();
+        assert_eq!(tags, [expected]);
+        for (op, tag) in commands {
+            let _ = it.complete(op, tag, Ok(()));
+        }
+    }
+}
+
+#[test]
 fn connections_that_come_and_go_leave_nothing_behind() {
     let (mut it, _, _) = coordinator(Config::new());
     let mut most = 0;

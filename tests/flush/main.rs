@@ -1,11 +1,14 @@
 //! The coordinator against a model of clients and backends.
 
+mod coherent;
 mod counters;
 mod failures;
 mod hazards;
 mod kinds;
 mod liveness;
 mod observed;
+mod preflush;
 mod promises;
 mod random;
+mod serial;
 mod world;

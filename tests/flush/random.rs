@@ -4,7 +4,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Mode, TrackDirty};
+use nbd_proto::flush::{
+    AfterFailure, Backend, Command, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty,
+};
 use nbd_proto::wire::CommandType;
 
 use crate::counters;
@@ -105,6 +107,21 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
         leaving => any::<usize>().prop_map(|conn| Step::Disconnect { conn }),
         leaving * faults => any::<usize>().prop_map(|conn| Step::Lose { conn }),
     ]
+}
+
+impl Step {
+    /// The same, but without failures unless they are wanted.
+    fn with_faults(self, wanted: bool) -> Self {
+        match self {
+            Self::Finish { which, .. } if !wanted => Self::Finish {
+                which,
+                fails: false,
+            },
+            Self::FinishFlush { which, .. } if !wanted => Self::FinishFlush { which, fault: None },
+            Self::Lose { conn } if !wanted => Self::Disconnect { conn },
+            step => step,
+        }
+    }
 }
 
 fn apply(world: &mut World, step: Step, policy: AfterFailure) {
@@ -351,5 +368,77 @@ proptest! {
     ) {
         let config = Config::new().with_track_dirty(level).with_granule(granule).with_max_ranges(2);
         run_mixed(config, caching(), setup, true, &steps);
+    }
+
+    /// A handle is called for one thing at a time.
+    #[test]
+    fn the_promise_holds_with_one_call_at_a_time(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        granule in 1..3u32,
+        max_ranges in prop_oneof![Just(1u32), Just(2), Just(1024)],
+        retry in any::<bool>(),
+        some_through in prop::bool::weighted(0.2),
+        faults in any::<bool>(),
+        steps in prop::bool::ANY.prop_flat_map(|leaving| {
+            prop::collection::vec(step(Freedom { faults: true, leaving }), 1..120)
+        }),
+    ) {
+        let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
+        let config = Config::new()
+            .with_thread_model(ThreadModel::SerializeRequests)
+            .with_track_dirty(level)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges)
+            .with_after_failure(policy);
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        run_mixed(config, caching(), setup, some_through, &steps);
+    }
+
+    /// A read with FUA comes after a flush.
+    #[test]
+    fn the_promise_holds_where_reads_with_fua_are_flushes_too(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        serialized in any::<bool>(),
+        retry in any::<bool>(),
+        faults in any::<bool>(),
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
+        let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
+        let config = Config::new()
+            .with_fua_on_reads(FuaOnReads::Preflush)
+            .with_thread_model(model)
+            .with_track_dirty(level)
+            .with_after_failure(policy);
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        run(config, caching(), setup, &steps);
+    }
+
+    /// Reads find what others have modified, without any flush.
+    #[test]
+    fn reads_are_coherent_without_flushes(
+        setup in (1..4usize, any::<bool>(), any::<bool>()),
+        level in level(),
+        serialized in any::<bool>(),
+        granule in 1..3u32,
+        max_ranges in prop_oneof![Just(2u32), Just(1024)],
+        retry in any::<bool>(),
+        some_through in prop::bool::weighted(0.2),
+        faults in any::<bool>(),
+        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+    ) {
+        let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
+        let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
+        let config = Config::new()
+            .with_overlap(Overlap::Coherent)
+            .with_thread_model(model)
+            .with_track_dirty(level)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges)
+            .with_after_failure(policy);
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        run_mixed(config, caching(), setup, some_through, &steps);
     }
 }

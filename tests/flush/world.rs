@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use nbd_proto::flush::{
-    Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId, Op,
-    OpenError,
+    Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId,
+    FuaOnReads, Op, OpenError, Overlap, ThreadModel,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -78,8 +78,12 @@ pub(crate) struct Sent {
     pub(crate) data: BTreeMap<u64, Id>,
     /// The commands that every cell must not be older than, as of the invocation.
     floor: BTreeMap<u64, Vec<Id>>,
-    /// For a flush: the modifications that had been answered when it arrived.
+    /// For a flush, and what has one before it: the modifications that had been answered when it
+    /// arrived.
     covers: Vec<Id>,
+    executed: bool,
+    /// For a read: what it has to find without any flush.
+    must_see: Vec<Id>,
     /// Its connection was gone before it was answered.
     pub(crate) abandoned: bool,
 }
@@ -94,6 +98,8 @@ pub(crate) struct Connection {
     pub(crate) handle: Option<Handle>,
     /// Its handle was closed with something that was not written out.
     dropped: bool,
+    /// Something that it had not written out is gone.
+    lost_data: bool,
     /// A client was told of that; no retry brings it back, and no later flush answers for it.
     reported: bool,
     pub(crate) advertised: Option<Advertised>,
@@ -127,6 +133,8 @@ pub(crate) struct World {
     pub(crate) some_through: bool,
     /// Modes without a promise across connections are only checked for answers.
     pub(crate) promises: bool,
+    /// A handle is never called while a command executes or a flush runs on it.
+    one_call_at_a_time: bool,
 }
 
 impl World {
@@ -144,6 +152,8 @@ impl World {
                 data: BTreeMap::new(),
                 floor: BTreeMap::new(),
                 covers: Vec::new(),
+                executed: true,
+                must_see: Vec::new(),
                 abandoned: false,
             }],
             executing: Vec::new(),
@@ -158,6 +168,7 @@ impl World {
             load_on_open: false,
             some_through: false,
             promises: true,
+            one_call_at_a_time: config.thread_model() == ThreadModel::SerializeRequests,
         }
     }
 
@@ -197,6 +208,7 @@ impl World {
             released: false,
             handle: Some(handle),
             dropped: false,
+            lost_data: false,
             reported: false,
             advertised: None,
         });
@@ -258,6 +270,7 @@ impl World {
         let connection = &mut self.connections[index];
         if let Some(handle) = connection.handle.take() {
             connection.dropped |= handle.cache.values().any(|cell| cell.dirty);
+            connection.lost_data |= connection.dropped;
         }
     }
 
@@ -271,11 +284,12 @@ impl World {
     pub(crate) fn send_loading(&mut self, index: usize, command: Command, load: Load) -> Id {
         let id = self.sent.len();
         let invoked = self.tick();
-        let covers = if command.kind == CommandType::FLUSH {
+        let covers = if command.kind == CommandType::FLUSH || self.has_preflush(command) {
             self.answered_modifications()
         } else {
             Vec::new()
         };
+        let must_see = self.must_see(index, command);
         self.sent.push(Sent {
             conn: index,
             command,
@@ -284,6 +298,8 @@ impl World {
             data: BTreeMap::new(),
             floor: self.floor.clone(),
             covers,
+            executed: false,
+            must_see,
             abandoned: false,
         });
         let conn = self.connections[index].conn;
@@ -306,8 +322,32 @@ impl World {
         self.send(index, Command::new(CommandType::READ, cell, count))
     }
 
+    pub(crate) fn read_fua(&mut self, index: usize, cell: u64, count: u64) -> Id {
+        let command = Command::new(CommandType::READ, cell, count).with_fua(true);
+        self.send(index, command)
+    }
+
     pub(crate) fn flush(&mut self, index: usize) -> Id {
         self.send(index, Command::FLUSH)
+    }
+
+    /// What a read has to find without any flush. What a handle makes of its own modifications, if
+    /// it is flushed meanwhile, is its own affair.
+    fn must_see(&self, index: usize, command: Command) -> Vec<Id> {
+        let coherent = self.coordinator.config().overlap() == Overlap::Coherent;
+        if !coherent || command.kind != CommandType::READ {
+            return Vec::new();
+        }
+        let mut must_see = self.answered_modifications();
+        must_see.retain(|&id| self.self_coherent || self.sent[id].conn != index);
+        must_see
+    }
+
+    /// Whether a command stands for a flush and itself.
+    fn has_preflush(&self, command: Command) -> bool {
+        self.coordinator.config().fua_on_reads() == FuaOnReads::Preflush
+            && command.kind == CommandType::READ
+            && command.fua
     }
 
     /// A sticky failure ends with the last connection, once a client was told of it: from then on
@@ -363,8 +403,10 @@ impl World {
             "command {id} was answered after its connection was released"
         );
         sent.reply = Some((now, result));
+        let (command, executed) = (sent.command, sent.executed);
         if result.is_err() {
-            if sent.command.kind == CommandType::FLUSH {
+            let flush_failed = self.has_preflush(command) && !executed;
+            if command.kind == CommandType::FLUSH || flush_failed {
                 self.failure_reported = Some(self.sent.len());
                 for connection in &mut self.connections {
                     connection.reported |= connection.dropped;
@@ -372,14 +414,17 @@ impl World {
             }
             return;
         }
-        let command = sent.command;
         match command.kind {
-            CommandType::FLUSH => {
-                for covered in self.sent[id].covers.clone() {
-                    if !self.connections[self.sent[covered].conn].reported {
-                        self.raise_floor(covered);
-                    }
-                }
+            CommandType::FLUSH => self.raise_floor_to_covered(id),
+            CommandType::READ if self.has_preflush(command) => {
+                // It came after its own flush, and others' floors may be above that by now.
+                let mut own = std::mem::take(&mut self.sent[id].floor);
+                std::mem::swap(&mut own, &mut self.floor);
+                self.raise_floor_to_covered(id);
+                std::mem::swap(&mut own, &mut self.floor);
+                self.sent[id].floor = own;
+                self.check_read(id);
+                self.raise_floor_to_covered(id);
             }
             CommandType::READ => self.check_read(id),
             kind if kind.is_modification() && command.fua => self.raise_floor(id),
@@ -388,6 +433,15 @@ impl World {
     }
 
     // The promise
+
+    /// From now on nothing older than what this flush covers may be seen.
+    fn raise_floor_to_covered(&mut self, id: Id) {
+        for covered in self.sent[id].covers.clone() {
+            if !self.connections[self.sent[covered].conn].reported {
+                self.raise_floor(covered);
+            }
+        }
+    }
 
     /// From now on nothing older than this command may be seen, nor left after a crash.
     fn raise_floor(&mut self, id: Id) {
@@ -423,6 +477,17 @@ impl World {
                 "stale: read {id} on connection {} found {value} in cell {cell}, not {floor:?}",
                 sent.conn
             );
+            let covers = |id: &Id| {
+                let Sent { conn, command, .. } = &self.sent[*id];
+                (command.offset..command.offset + command.length).contains(cell)
+                    && !self.connections[*conn].lost_data
+            };
+            let written: Vec<Id> = sent.must_see.iter().copied().filter(covers).collect();
+            assert!(
+                !self.is_older(value, &written),
+                "incoherent: read {id} on connection {} found {value} in cell {cell}, after {written:?}",
+                sent.conn
+            );
         }
     }
 
@@ -442,7 +507,22 @@ impl World {
 
     // The backend
 
+    /// A handle is about to be called.
+    fn check_calls(&self, index: usize) {
+        if !self.one_call_at_a_time {
+            return;
+        }
+        let conn = self.connections[index].conn;
+        let command = self.executing.iter().find(|it| it.op.conn() == conn);
+        assert!(
+            command.is_none() && !self.is_flushing(index),
+            "handle {index} is called while {command:?} or a flush is under way on it"
+        );
+    }
+
     fn start(&mut self, op: Op, id: Id, load: Load) {
+        self.check_calls(self.sent[id].conn);
+        self.sent[id].executed = true;
         let Command { offset, length, .. } = self.sent[id].command;
         let cells = match load {
             Load::Everything => 0..CELLS,
@@ -529,6 +609,7 @@ impl World {
             match action {
                 Action::Execute { op, tag, .. } => self.start(op, tag, self.load),
                 Action::Flush { key, flush } => {
+                    self.check_calls(key);
                     let handle = self.connections[key].handle.as_ref();
                     assert!(!self.connections[key].through, "it has nothing to flush");
                     let before = handle.expect("not closed").cache.clone();
@@ -576,7 +657,10 @@ impl World {
         match fault {
             Some(Fault::Keep) => {}
             // Also what was put there while it ran.
-            Some(Fault::Drop) => handle.cache.clear(),
+            Some(Fault::Drop) => {
+                handle.cache.clear();
+                self.connections[conn].lost_data = true;
+            }
             None => {
                 for (cell, old) in before {
                     if old.dirty {

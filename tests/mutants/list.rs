@@ -16,6 +16,7 @@ pub(crate) struct Mutant {
     pub(crate) caught_by: &'static [&'static str],
 }
 
+const COHERENT: &str = "src/flush/coherent.rs";
 const COORDINATOR: &str = "src/flush/coordinator.rs";
 const FUA: &str = "src/flush/fua.rs";
 const HANDLE: &str = "src/flush/handle.rs";
@@ -23,7 +24,10 @@ const LEAVE: &str = "src/flush/leave.rs";
 const MEMBER: &str = "src/flush/member.rs";
 const ORDER: &str = "src/flush/order.rs";
 const OVERLAP: &str = "src/flush/overlap.rs";
+const PREFLUSH: &str = "src/flush/preflush.rs";
 const ROUND: &str = "src/flush/round.rs";
+const SERIAL: &str = "src/flush/serial.rs";
+const WAITING: &str = "src/flush/waiting.rs";
 
 pub(crate) const MUTANTS: &[Mutant] = &[
     // Tracking: what is stamped, and when.
@@ -203,7 +207,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a handle is invalidated without waiting for its commands in flight",
         edits: &[Edit {
             file: HANDLE,
-            find: "        if member.in_flight.is_empty() {\n            self.flush_later(key, need);",
+            find: "        if member.in_flight.is_empty() || self.serializes() {\n            self.flush_later(key, need);",
             replace: "        if true {\n            self.flush_later(key, need);",
         }],
         caught_by: &["hazards::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind"],
@@ -240,8 +244,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a handle's own write-outs do not make stale what its commands had fetched",
         edits: &[Edit {
             file: HANDLE,
-            find: "let written = if member.backend.self_coherent() {",
-            replace: "let written = if true {",
+            find: "        if member.backend.self_coherent() {",
+            replace: "        if true {",
         }],
         caught_by: &["hazards::r2_a_held_read_leaves_nothing_older_than_its_own_connections_write"],
     },
@@ -684,8 +688,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: OVERLAP,
-                find: "wait.loads_anew = until.is_none() && self.config.granule() > 1 && self.is_stale(key);",
-                replace: "wait.loads_anew = false;",
+                find: "let loads_anew = until.is_none() && self.must_load_anew(key, load);",
+                replace: "let loads_anew = false;",
             },
         ],
         caught_by: &[
@@ -728,9 +732,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a write that waits is overtaken by later ones",
         edits: &[Edit {
-            file: OVERLAP,
-            find: "it.member != key && it.range.overlaps(extent)",
-            replace: "it.member == key && it.range.overlaps(extent)",
+            file: WAITING,
+            find: ".filter(|wait| wait.member != member)",
+            replace: ".filter(|wait| wait.member == member)",
         }],
         caught_by: &["hazards::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
     },
@@ -1010,9 +1014,280 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a write that loads its granule anew fails with nothing",
         edits: &[Edit {
             file: OVERLAP,
-            find: "wait.loads_anew || !self.has_room(group, owner, wait.range)",
-            replace: "!self.has_room(group, owner, wait.range)",
+            find: "wait.loads_anew || full()",
+            replace: "full()",
         }],
         caught_by: &["liveness::a_write_whose_granule_cannot_be_loaded_anew_fails_once"],
+    },
+    // One call at a time on a handle.
+    Mutant {
+        name: "serialized: a handle that executes a command counts as free",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "!self.in_flight.is_empty() || self.flush_running().is_some()",
+            replace: "self.flush_running().is_some()",
+        }],
+        caught_by: &[
+            "serial::commands_of_one_handle_execute_one_at_a_time_in_the_order_of_their_arrival",
+            "serial::a_backend_flush_waits_for_the_command_that_executes_and_holds_up_those_behind_it",
+        ],
+    },
+    Mutant {
+        name: "serialized: a handle that is flushed counts as free",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "!self.in_flight.is_empty() || self.flush_running().is_some()",
+            replace: "!self.in_flight.is_empty()",
+        }],
+        caught_by: &["serial::a_command_does_not_begin_while_its_handle_is_flushed"],
+    },
+    Mutant {
+        name: "serialized: the latest call has the first turn",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "let call = self.waiting.pop_front();",
+            replace: "let call = self.waiting.pop_back();",
+        }],
+        caught_by: &[
+            "serial::commands_of_one_handle_execute_one_at_a_time_in_the_order_of_their_arrival",
+            "serial::a_steady_client_does_not_starve_the_flush_of_its_handle",
+        ],
+    },
+    Mutant {
+        name: "serialized: flushes go before commands that came earlier",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "        self.waiting.push_back(Call::Flush);\n",
+            replace: "        self.waiting.push_front(Call::Flush);\n",
+        }],
+        caught_by: &["serial::a_backend_flush_has_its_turn_after_the_commands_that_came_before_it"],
+    },
+    Mutant {
+        name: "serialized: what waits for its handle counts as begun",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "        let held = Held { command, tag };
+        let calls",
+            replace:
+                "        let range = super::order::Range::of(command.offset, command.length, 1);
+        let group = member.group;
+        if let (Some(range), Some(group)) = (range, self.groups.get_mut(group)) {
+            group.ranges.begin(key, range);
+        }
+        let held = Held { command, tag };
+        let calls",
+        }],
+        caught_by: &[
+            "serial::what_waits_for_its_handle_modifies_nothing_yet_and_is_in_nobodys_way",
+        ],
+    },
+    Mutant {
+        name: "serialized: a write whose turn has come lines up behind all others",
+        edits: &[
+            Edit {
+                file: OVERLAP,
+                find: "if self.must_wait_for_handle(key) {",
+                replace: "if false {",
+            },
+            Edit {
+                file: OVERLAP,
+                find: "let decision = self.admit(key, wait.command, wait.tag, place);",
+                replace: "let decision = self.arrive(key, wait.command, wait.tag);",
+            },
+        ],
+        caught_by: &[
+            "serial::a_write_whose_turn_has_come_keeps_its_place_while_its_handle_is_busy",
+        ],
+    },
+    Mutant {
+        name: "serialized: a write that has loaded anew lines up behind those that load again",
+        edits: &[Edit {
+            file: SERIAL,
+            find: "        if !member.is_occupied() {
+            return false;
+        }
+",
+            replace: "        if !member.is_occupied() && !member.has_calls() {
+            return false;
+        }
+",
+        }],
+        caught_by: &["serial::a_handle_that_has_to_load_anew_does_so_between_its_commands"],
+    },
+    Mutant {
+        name: "serialized: what waits for a lost handle is forgotten",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "        waiting.extend(member.work_mut().calls.take_commands());\n",
+            replace: "",
+        }],
+        caught_by: &["serial::what_waits_for_a_lost_handle_fails"],
+    },
+    Mutant {
+        name: "serialized: a handle is released while commands wait for it",
+        edits: &[Edit {
+            file: MEMBER,
+            find: "            && self.calls.is_empty()\n",
+            replace: "",
+        }],
+        caught_by: &[
+            "serial::what_waits_for_the_handle_of_a_client_that_left_is_still_carried_out",
+        ],
+    },
+    // FUA on reads.
+    Mutant {
+        name: "preflush: a read with FUA is executed at once",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "} else if command.fua && self.needs_preflush(conn.0, command) {",
+            replace: "} else if false && self.needs_preflush(conn.0, command) {",
+        }],
+        caught_by: &[
+            "preflush::a_read_with_fua_finds_what_others_had_written_when_it_arrived",
+            "preflush::without_emulation_the_flush_before_a_read_is_that_of_its_own_handle",
+        ],
+    },
+    Mutant {
+        name: "preflush: a read is executed though its flush failed",
+        edits: &[Edit {
+            file: ROUND,
+            find: "            Ok(()) => self.go_on(waiter),\n",
+            replace: "            Err(_) if waiter.then.is_some() => self.go_on(waiter),
+            Ok(()) => self.go_on(waiter),\n",
+        }],
+        caught_by: &[
+            "preflush::a_read_whose_flush_fails_is_not_executed_and_its_client_has_heard_of_it",
+            "preflush::under_sticky_a_read_that_reports_the_failure_ends_it_with_the_last_connection",
+        ],
+    },
+    Mutant {
+        name: "preflush: FUA on any command is a flush",
+        edits: &[Edit {
+            file: PREFLUSH,
+            find: "            && command.kind == CommandType::READ\n",
+            replace: "",
+        }],
+        caught_by: &["preflush::fua_means_nothing_on_other_commands_that_write_nothing"],
+    },
+    Mutant {
+        name: "preflush: a read is refused where there is no flush",
+        edits: &[Edit {
+            file: PREFLUSH,
+            find: ".is_some_and(|member| !member.backend.cannot_flush())",
+            replace: ".is_some()",
+        }],
+        caught_by: &["preflush::where_flush_is_not_advertised_fua_means_nothing_on_a_read"],
+    },
+    Mutant {
+        name: "preflush: a read of a client that has left finds what is old",
+        edits: &[Edit {
+            file: PREFLUSH,
+            find: "                self.keep_fresh(member);\n",
+            replace: "",
+        }],
+        caught_by: &[
+            "preflush::a_read_that_waits_for_its_flush_is_carried_out_though_its_client_left",
+        ],
+    },
+    // Coherent loads.
+    Mutant {
+        name: "coherent: loads are executed as they come",
+        edits: &[Edit {
+            file: COHERENT,
+            find: "Overlap::Coherent => true,",
+            replace: "Overlap::Coherent => command.kind.is_modification(),",
+        }],
+        caught_by: &[
+            "coherent::a_read_finds_what_another_connection_has_written_without_any_flush",
+            "coherent::every_command_that_loads_is_coherent",
+        ],
+    },
+    Mutant {
+        name: "coherent: a load does not wait for what others have not written out",
+        edits: &[Edit {
+            file: COHERENT,
+            find: "        if self.others_modify(group_key, key, range) {\n",
+            replace: "        if false {\n",
+        }],
+        caught_by: &[
+            "coherent::a_read_finds_what_another_connection_has_written_without_any_flush",
+            "coherent::a_read_waits_for_a_write_that_is_under_way_and_not_for_one_elsewhere",
+        ],
+    },
+    Mutant {
+        name: "coherent: a load finds what its handle has cached before",
+        edits: &[
+            Edit {
+                file: COHERENT,
+                find: "        if self.is_stale(key) {
+            return Turn::LoadAnew { range };
+        }
+",
+                replace: "",
+            },
+            Edit {
+                file: COHERENT,
+                find: "(load || self.config.granule() > 1) && self.is_stale(key)",
+                replace: "!load && self.config.granule() > 1 && self.is_stale(key)",
+            },
+        ],
+        caught_by: &[
+            "coherent::a_read_finds_what_another_connection_has_written_without_any_flush",
+        ],
+    },
+    Mutant {
+        name: "coherent: writers go before loads that wait for them",
+        edits: &[Edit {
+            file: WAITING,
+            find: ".filter(|wait| wait.member != member)",
+            replace: ".filter(|wait| wait.member != member && !wait.is_load())",
+        }],
+        caught_by: &["coherent::a_steady_writer_lets_a_read_in"],
+    },
+    Mutant {
+        name: "coherent: a load that waits for what is lost finds what is older",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "            self.fail_loads(group, key, Errno::EIO);\n",
+            replace: "",
+        }],
+        caught_by: &["coherent::a_read_fails_if_what_it_waits_for_is_lost"],
+    },
+    Mutant {
+        name: "coherent: a handle that is being invalidated is invalidated again",
+        edits: &[Edit {
+            file: OVERLAP,
+            find: "        if self.is_being_refreshed(key) {\n",
+            replace: "        if false {\n",
+        }],
+        caught_by: &["coherent::a_read_is_satisfied_with_an_invalidation_that_runs_already"],
+    },
+    // Who waits is found.
+    Mutant {
+        name: "index: what reaches in from the left is not found",
+        edits: &[Edit {
+            file: WAITING,
+            find: "(first >> level & 1 == 1 && node < first).then_some(node)",
+            replace: "(first >> level & 1 == 1 && node < first && false).then_some(node)",
+        }],
+        caught_by: &["liveness::whoever_waits_in_the_range_of_a_write_is_found"],
+    },
+    Mutant {
+        name: "index: what reaches in from the right is not found",
+        edits: &[Edit {
+            file: WAITING,
+            find: "(half & 1 == 0).then_some((half + 1) << level)",
+            replace: "(half & 1 == 2).then_some((half + 1) << level)",
+        }],
+        caught_by: &["liveness::whoever_waits_in_the_range_of_a_write_is_found"],
+    },
+    Mutant {
+        name: "index: later ones are taken for earlier ones",
+        edits: &[Edit {
+            file: WAITING,
+            find: ".filter(|&place| place < before)",
+            replace: ".filter(|&place| place < before || true)",
+        }],
+        caught_by: &["liveness::of_those_that_wait_for_each_other_the_first_begins"],
     },
 ];
