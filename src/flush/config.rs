@@ -88,6 +88,43 @@ pub enum Overlap {
     Ignore,
 }
 
+/// When a modification is answered, and what its answer means.
+///
+/// ```text
+///                 the reply comes                   it means
+/// WriteThrough    after the backend's flush or FUA  on permanent storage
+/// OnCompletion    after execution                   executed; a flush makes it permanent
+/// OnReceipt       before execution                  accepted; the next flush tells of failures
+/// IgnoreFlush     after execution                   executed; a flush makes nothing permanent
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Acknowledge {
+    /// When it has been executed.
+    #[default]
+    OnCompletion,
+    /// When it is on permanent storage and, while emulating, visible to all: as if every
+    /// modification carried FUA. A flush that follows has nothing to write out.
+    WriteThrough,
+    /// When it begins to execute, unless it carries FUA. What overlaps with it, and flushes, wait
+    /// for its end, so that clients notice nothing but that an error may come late: the
+    /// [next flush](super#acknowledging) reports it, to every client that must know. What a crash
+    /// of the server takes is what a client may lose of any volatile cache: what it had not
+    /// flushed.
+    ///
+    /// A modification that has to wait before it may begin is answered when it begins. That is
+    /// later than on receipt, which is always safe, and slows down a client that is ahead of the
+    /// backend.
+    OnReceipt,
+    /// When it has been executed; but flushes and FUA are answered without any flush of the
+    /// backend, as if they had done what they ask for.
+    ///
+    /// **Data is lost in a crash**, whatever clients have flushed. It is for data that nobody
+    /// needs after one, and for measurements. Multi-conn is advertised only where clients see each
+    /// other's data without a flush, or in [`Mode::Unsafe`].
+    IgnoreFlush,
+}
+
 /// How many connections the server serves at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -139,6 +176,9 @@ words!(Grouping, "true or false (whether the export name counts)",
     All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
 words!(Overlap, "order-writes or ignore", OrderWrites: "order-writes", Ignore: "ignore");
+words!(Acknowledge, "on-completion, write-through, on-receipt or ignore-flush",
+    OnCompletion: "on-completion", WriteThrough: "write-through", OnReceipt: "on-receipt",
+    IgnoreFlush: "ignore-flush");
 words!(ThreadModel, "parallel or serialize_connections",
     Parallel: "parallel", SerializeConnections: "serialize_connections");
 
@@ -164,6 +204,7 @@ pub struct Config {
     granule: u32,
     max_ranges: u32,
     thread_model: ThreadModel,
+    acknowledge: Acknowledge,
 }
 
 impl Config {
@@ -181,6 +222,7 @@ impl Config {
             // between two flushes gains little from exact ranges.
             max_ranges: 1024,
             thread_model: ThreadModel::Parallel,
+            acknowledge: Acknowledge::OnCompletion,
         }
     }
 
@@ -244,6 +286,13 @@ impl Config {
         self
     }
 
+    /// Sets when modifications are answered.
+    #[must_use]
+    pub const fn with_acknowledge(mut self, when: Acknowledge) -> Self {
+        self.acknowledge = when;
+        self
+    }
+
     /// The mode.
     #[must_use]
     pub const fn mode(&self) -> Mode {
@@ -290,6 +339,12 @@ impl Config {
     #[must_use]
     pub const fn thread_model(&self) -> ThreadModel {
         self.thread_model
+    }
+
+    /// When modifications are answered.
+    #[must_use]
+    pub const fn acknowledge(&self) -> Acknowledge {
+        self.acknowledge
     }
 }
 
@@ -436,6 +491,18 @@ pub enum OpenError {
     /// round: what a flush covers would depend on the connection that asks for it.
     #[error("the backends of connections that share data differ in multi-conn: group by export")]
     MixedMultiConn,
+    /// [`Acknowledge::WriteThrough`] needs a writable backend to have flush or FUA, or to cache
+    /// nothing.
+    #[error("without flush and FUA nothing written would be permanent when it is acknowledged")]
+    CannotWriteThrough,
+    /// [`Acknowledge::OnReceipt`] on a writable backend that can have no flush advertised: no
+    /// client could ever ask whether what was acknowledged has been executed.
+    #[error("without flush no client would hear of a write that fails after its acknowledgement")]
+    CannotReportLater,
+    /// [`Acknowledge::IgnoreFlush`] and [`Mode::Emulate`] contradict each other over a backend that
+    /// caches: clients see each other's data only by flushes.
+    #[error("flushes that are ignored cannot be emulated: use mode disable, or unsafe")]
+    CannotIgnoreFlush,
 }
 
 #[cfg(test)]
@@ -454,6 +521,14 @@ mod tests {
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
         assert_eq!("true".parse(), Ok(Grouping::ByExport));
         assert!("Emulate".parse::<Mode>().is_err());
+        for when in [
+            "on-completion",
+            "write-through",
+            "on-receipt",
+            "ignore-flush",
+        ] {
+            assert_eq!(when.parse::<Acknowledge>().unwrap().to_string(), when);
+        }
         assert_eq!(
             "x".parse::<AfterFailure>().unwrap_err().to_string(),
             "unknown value, expected sticky or retry"
@@ -468,6 +543,7 @@ mod tests {
         assert_eq!(config.grouping(), Grouping::All);
         assert_eq!(config.after_failure(), AfterFailure::Sticky);
         assert_eq!(config.overlap(), Overlap::OrderWrites);
+        assert_eq!(config.acknowledge(), Acknowledge::OnCompletion);
         assert_eq!(config.with_granule(0).granule(), 1);
     }
 }

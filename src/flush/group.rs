@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use super::acknowledge::Unsettled;
 use super::clock::Stamp;
 use super::command::Command;
 use super::member::List;
@@ -138,6 +139,8 @@ pub(super) struct Group<E, T> {
     /// At most so many of these belonged to members that are gone.
     pub(super) orphans: u32,
     pub(super) order_waiting: VecDeque<OrderWait<T>>,
+    /// What others must not overtake.
+    pub(super) unsettled: Unsettled<T>,
 }
 
 impl<E, T> Group<E, T> {
@@ -165,6 +168,7 @@ impl<E, T> Group<E, T> {
             ranges: Ranges::default(),
             orphans: 0,
             order_waiting: VecDeque::new(),
+            unsettled: Unsettled::new(),
         }
     }
 

@@ -64,11 +64,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             result = Err(Errno::EIO);
         }
         let needs = self.abandon(key);
+        if self.lose_acknowledged(key) {
+            self.data_lost(group, Errno::EIO);
+        }
         self.actions.push_back(Pending::Now(release));
         self.remove(key);
         for need in needs {
             self.serve(need, key, result);
         }
+        self.go_on_without(group);
         self.recheck_order(group);
     }
 
@@ -95,6 +99,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 let ours = waiters.extract_if(.., |wait| wait.member == key);
                 waiting.extend(ours.map(|wait| wait.tag));
             }
+            waiting.extend(group.unsettled.take_waiting(key));
         }
         let fuas = self.fuas.iter().filter(|(_, wait)| wait.member == key);
         for wait in fuas.map(|(wait, _)| wait).collect::<Vec<_>>() {
@@ -105,16 +110,21 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             waiting.extend(self.own.remove(wait).map(|wait| wait.tag));
         }
         // Commands that were to be executed, but have not been taken, never will be.
+        let mut unexecuted = Vec::new();
         let actions = core::mem::take(&mut self.actions);
         for action in actions {
             match action {
                 Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
+                    unexecuted.push(op);
                     waiting.push(tag);
                 }
                 Pending::FailedFlush { member, tag, .. } if member == key => waiting.push(tag),
                 Pending::Flush(handle) if handle == key => {}
                 action => self.actions.push_back(action),
             }
+        }
+        for op in unexecuted {
+            self.forget_acknowledged(&op);
         }
         for tag in waiting {
             self.reply(key, tag, Err(Errno::EIO));

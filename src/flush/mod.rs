@@ -145,6 +145,7 @@
 //! preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
 //! connections. The enums are `non_exhaustive` to leave room for them.
 
+mod acknowledge;
 mod clock;
 mod command;
 mod config;
@@ -161,7 +162,7 @@ mod slab;
 
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{
-    Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap, ThreadModel,
-    TrackDirty, UnknownValue,
+    Acknowledge, Advertised, AfterFailure, Backend, Config, Grouping, Mode, OpenError, Overlap,
+    ThreadModel, TrackDirty, UnknownValue,
 };
 pub use coordinator::FlushCoordinator;

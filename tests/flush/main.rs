@@ -1,5 +1,6 @@
 //! The coordinator against a model of clients and backends.
 
+mod acknowledge;
 mod failures;
 mod hazards;
 mod kinds;

@@ -82,6 +82,11 @@ pub(crate) struct Sent {
     covers: Vec<Id>,
     /// Its connection was gone before it was answered.
     pub(crate) abandoned: bool,
+    /// It was answered with success when it began, and has not ended.
+    unsettled: bool,
+    /// It was answered with success, but then was not executed: the connections whose flushes
+    /// have told so.
+    failed_late: Option<Vec<usize>>,
 }
 
 pub(crate) struct Connection {
@@ -127,6 +132,12 @@ pub(crate) struct World {
     pub(crate) some_through: bool,
     /// Modes without a promise across connections are only checked for answers.
     pub(crate) promises: bool,
+    /// All connections use one cache, which one flush covers.
+    pub(crate) shared: bool,
+    /// Every connection is on its own: flushes cover what it has written itself.
+    pub(crate) own: bool,
+    /// Whatever happens, a connection reads what it was told is written: nothing fails.
+    pub(crate) reads_back: bool,
 }
 
 impl World {
@@ -145,6 +156,8 @@ impl World {
                 floor: BTreeMap::new(),
                 covers: Vec::new(),
                 abandoned: false,
+                unsettled: false,
+                failed_late: None,
             }],
             executing: Vec::new(),
             flushing: Vec::new(),
@@ -158,6 +171,9 @@ impl World {
             load_on_open: false,
             some_through: false,
             promises: true,
+            shared: false,
+            own: false,
+            reads_back: false,
         }
     }
 
@@ -237,6 +253,12 @@ impl World {
         let conn = self.connections[index].conn;
         self.connections[index].leaving = true;
         self.close(index);
+        for it in &self.executing {
+            if it.op.conn() == conn && it.op.acknowledged() {
+                self.sent[it.id].unsettled = false;
+                self.sent[it.id].failed_late = Some(Vec::new());
+            }
+        }
         self.executing.retain(|it| it.op.conn() != conn);
         self.flushing.retain(|it| it.conn != index);
         self.coordinator.lost(conn);
@@ -255,6 +277,9 @@ impl World {
 
     /// The handle is closed, and drops what it has cached.
     fn close(&mut self, index: usize) {
+        if self.shared {
+            return;
+        }
         let connection = &mut self.connections[index];
         if let Some(handle) = connection.handle.take() {
             connection.dropped |= handle.cache.values().any(|cell| cell.dirty);
@@ -272,19 +297,25 @@ impl World {
         let id = self.sent.len();
         let invoked = self.tick();
         let covers = if command.kind == CommandType::FLUSH {
-            self.answered_modifications()
+            self.answered_modifications(index)
         } else {
             Vec::new()
         };
+        let mut floor = self.floor.clone();
+        if self.reads_back && command.kind == CommandType::READ {
+            self.raise_to_own(&mut floor, index);
+        }
         self.sent.push(Sent {
             conn: index,
             command,
             invoked,
             reply: None,
             data: BTreeMap::new(),
-            floor: self.floor.clone(),
+            floor,
             covers,
             abandoned: false,
+            unsettled: false,
+            failed_late: None,
         });
         let conn = self.connections[index].conn;
         let decision = self.coordinator.command(conn, command, id);
@@ -326,9 +357,26 @@ impl World {
         self.failure_reported = None;
     }
 
-    fn answered_modifications(&self) -> Vec<Id> {
+    /// What was acknowledged to a connection is as good as executed for what it reads.
+    fn raise_to_own(&self, floor: &mut BTreeMap<u64, Vec<Id>>, index: usize) {
+        let everyone = self.shared || self.connections[index].through;
+        for (id, sent) in self.sent.iter().enumerate().skip(1) {
+            let ours = everyone || sent.conn == index;
+            let done = matches!(sent.reply, Some((_, Ok(()))));
+            if ours && done && sent.command.kind.is_modification() {
+                let Command { offset, length, .. } = sent.command;
+                for cell in offset..offset + length {
+                    floor.entry(cell).or_default().push(id);
+                }
+            }
+        }
+    }
+
+    /// What a flush has to cover.
+    fn answered_modifications(&self, index: usize) -> Vec<Id> {
         let modifications = self.sent.iter().enumerate().skip(self.forgiven.max(1));
         modifications
+            .filter(|(_, sent)| !self.own || sent.conn == index)
             .filter(|(_, sent)| sent.command.kind.is_modification())
             .filter(|(_, sent)| matches!(sent.reply, Some((_, Ok(())))))
             .map(|(id, _)| id)
@@ -348,6 +396,14 @@ impl World {
         match decision {
             Decision::Execute { op, tag } => self.start(op, tag, load),
             Decision::Reply { tag, result } => self.answer(tag, result),
+            Decision::Answered { tag } => {
+                let sent = &mut self.sent[tag];
+                assert!(
+                    sent.unsettled,
+                    "command {tag} was not answered when it began"
+                );
+                sent.unsettled = false;
+            }
             Decision::Wait => {}
             Decision::Closed { tag } => self.sent[tag].abandoned = true,
             other => panic!("unknown decision {other:?}"),
@@ -369,6 +425,14 @@ impl World {
                 for connection in &mut self.connections {
                     connection.reported |= connection.dropped;
                 }
+                let conn = self.sent[id].conn;
+                for told in self
+                    .sent
+                    .iter_mut()
+                    .filter_map(|it| it.failed_late.as_mut())
+                {
+                    told.push(conn);
+                }
             }
             return;
         }
@@ -376,6 +440,20 @@ impl World {
         match command.kind {
             CommandType::FLUSH => {
                 for covered in self.sent[id].covers.clone() {
+                    if let Some(told) = &self.sent[covered].failed_late {
+                        let conn = self.sent[id].conn;
+                        let came_later = self.sent.iter().position(|it| it.conn == conn);
+                        let came_later = came_later > Some(covered) && !told.is_empty();
+                        assert!(
+                            told.contains(&conn) || came_later || !self.promises,
+                            "flush {id} hides that {covered} has failed"
+                        );
+                        continue;
+                    }
+                    assert!(
+                        !self.sent[covered].unsettled,
+                        "flush {id} overtook {covered}"
+                    );
                     if !self.connections[self.sent[covered].conn].reported {
                         self.raise_floor(covered);
                     }
@@ -443,18 +521,27 @@ impl World {
     // The backend
 
     fn start(&mut self, op: Op, id: Id, load: Load) {
+        if op.acknowledged() {
+            self.answer(id, Ok(()));
+            self.sent[id].unsettled = true;
+        }
         let Command { offset, length, .. } = self.sent[id].command;
         let cells = match load {
             Load::Everything => 0..CELLS,
             Load::Early | Load::Late => offset..offset + length,
         };
         let mut fetched = BTreeMap::new();
-        if load != Load::Late {
+        if load != Load::Late && !self.shared {
             fetched = cells
                 .map(|cell| (cell, self.store[cell as usize]))
                 .collect();
         }
         self.executing.push(Executing { op, id, fetched });
+    }
+
+    /// Whose handle's cache a connection uses.
+    fn handle_of(&self, index: usize) -> usize {
+        if self.shared { 0 } else { index }
     }
 
     /// Finds a command that is being executed.
@@ -470,10 +557,16 @@ impl World {
         let Executing { op, id, fetched } = self.executing.remove(at);
         let Sent { conn, command, .. } = self.sent[id].clone();
         let Command { offset, length, .. } = command;
+        if op.acknowledged() && result.is_err() {
+            self.sent[id].failed_late = Some(Vec::new());
+            let decision = self.coordinator.complete(op, id, result);
+            return self.decide(decision, Load::Late);
+        }
         if self.connections[conn].through {
             return self.finish_through(op, id, result);
         }
-        let handle = self.connections[conn].handle.as_mut().expect("not closed");
+        let at = self.handle_of(conn);
+        let handle = self.connections[at].handle.as_mut().expect("not closed");
         for (cell, id) in fetched {
             let cached = Cell { id, dirty: false };
             handle.cache.entry(cell).or_insert(cached);
@@ -529,7 +622,7 @@ impl World {
             match action {
                 Action::Execute { op, tag, .. } => self.start(op, tag, self.load),
                 Action::Flush { key, flush } => {
-                    let handle = self.connections[key].handle.as_ref();
+                    let handle = self.connections[self.handle_of(key)].handle.as_ref();
                     assert!(!self.connections[key].through, "it has nothing to flush");
                     let before = handle.expect("not closed").cache.clone();
                     self.flushes.push(key);
@@ -572,7 +665,8 @@ impl World {
             flush,
             before,
         } = self.flushing.remove(at);
-        let handle = self.connections[conn].handle.as_mut().expect("not closed");
+        let at = self.handle_of(conn);
+        let handle = self.connections[at].handle.as_mut().expect("not closed");
         match fault {
             Some(Fault::Keep) => {}
             // Also what was put there while it ran.
@@ -610,7 +704,11 @@ impl World {
         let Some(handle) = &mut self.connections[index].handle else {
             return;
         };
-        if self.flushing.iter().any(|it| it.conn == index) {
+        if self
+            .flushing
+            .iter()
+            .any(|it| self.shared || it.conn == index)
+        {
             return;
         }
         if let Some(cached) = handle.cache.get_mut(&cell)
