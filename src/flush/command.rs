@@ -178,6 +178,14 @@ pub enum Action<C, T> {
         /// The answer.
         result: Result<(), Errno>,
     },
+    /// Bring the commands that this connection's handle is executing to an end, as fast as
+    /// possible and with any result: the connection was [revoked](FlushCoordinator::revoke), and
+    /// others wait for them. Each still has to be given to [`FlushCoordinator::complete`]. To do
+    /// nothing is safe, and slow.
+    Cancel {
+        /// The caller's key of the connection.
+        key: C,
+    },
     /// Close the backend handle: the connection is forgotten.
     Release {
         /// The caller's key of the connection.

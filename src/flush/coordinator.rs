@@ -410,6 +410,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if let Some(range) = idle {
             self.recheck_order_over(group, range);
         }
+        self.advance_fence(key);
         self.try_release(key);
         decision
     }

@@ -171,6 +171,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             self.serve(need, key, result);
         }
         self.open_gate(key);
+        self.advance_fence(key);
         self.recheck_order(group);
         if let Some(member) = self.members.get_mut(key) {
             member.rest();
@@ -266,7 +267,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         // The handle is about to be closed, and what it could not write out goes with it.
         member.gave_up = true;
         let group = member.group;
-        self.data_lost(group, why);
+        if self.others_rely_on(group) {
+            self.data_lost(group, why);
+        }
     }
 
     /// Nothing that was loaded until now may be served by the handle any more.

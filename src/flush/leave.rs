@@ -3,10 +3,10 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::command::{Action, Conn};
+use super::command::{Action, Conn, Op};
 use super::config::{AfterFailure, Mode};
 use super::coordinator::{FlushCoordinator, Pending};
-use super::group::{OrderWait, Path};
+use super::group::OrderWait;
 use super::member::{List, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;
@@ -81,13 +81,29 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return Vec::new();
         };
-        let group = member.group;
-        let mut waiting: Vec<T> = member
-            .take_held()
-            .into_iter()
-            .map(|held| held.tag)
-            .collect();
         let needs = member.work_mut().take_needs();
+        let (mut waiting, unexecuted) = self.take_waiting(key);
+        for (op, tag) in unexecuted {
+            self.forget_acknowledged(&op);
+            waiting.push(tag);
+        }
+        let flushes = |it: &Pending<C, T>| matches!(it, Pending::Flush(handle) if *handle == key);
+        self.actions.retain(|action| !flushes(action));
+        for tag in waiting {
+            self.reply(key, tag, Err(Errno::EIO));
+        }
+        needs
+    }
+
+    /// Removes everything that waits on a connection: commands and flushes, and commands that were
+    /// to be executed, but have not been taken, and never will be.
+    pub(super) fn take_waiting(&mut self, key: Key) -> (Vec<T>, Vec<(Op, T)>) {
+        let Some(member) = self.members.get_mut(key) else {
+            return (Vec::new(), Vec::new());
+        };
+        let group = member.group;
+        let held = member.take_held().into_iter();
+        let mut waiting: Vec<T> = held.map(|held| held.tag).collect();
         if let Some(group) = self.groups.get_mut(group) {
             let ordered = core::mem::take(&mut group.order_waiting);
             let (ours, others) = ordered.into_iter().partition(|wait| wait.member == key);
@@ -109,27 +125,18 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         for wait in own.map(|(wait, _)| wait).collect::<Vec<_>>() {
             waiting.extend(self.own.remove(wait).map(|wait| wait.tag));
         }
-        // Commands that were to be executed, but have not been taken, never will be.
         let mut unexecuted = Vec::new();
         let actions = core::mem::take(&mut self.actions);
         for action in actions {
             match action {
                 Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
-                    unexecuted.push(op);
-                    waiting.push(tag);
+                    unexecuted.push((op, tag));
                 }
                 Pending::FailedFlush { member, tag, .. } if member == key => waiting.push(tag),
-                Pending::Flush(handle) if handle == key => {}
                 action => self.actions.push_back(action),
             }
         }
-        for op in unexecuted {
-            self.forget_acknowledged(&op);
-        }
-        for tag in waiting {
-            self.reply(key, tag, Err(Errno::EIO));
-        }
-        needs
+        (waiting, unexecuted)
     }
 
     /// Releases a leaving connection if nothing holds it any more.
@@ -140,11 +147,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if member.phase != Phase::Leaving || !member.is_quiet() {
             return;
         }
-        let emulating = self
-            .groups
-            .get(member.group)
-            .is_some_and(|group| self.path(group) == Path::Emulate);
-        if emulating && !member.gave_up && member.backend.flush && self.is_uncovered(key) {
+        let awaited = self.others_rely_on(member.group) || self.is_fence(key);
+        if awaited && !member.gave_up && member.backend.flush && self.is_uncovered(key) {
             self.write_out(key, Need::Leave);
             return;
         }
@@ -154,6 +158,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         self.actions.push_back(Pending::Now(action));
         let group = member.group;
         self.remove(key);
+        self.recheck_parked(group);
         self.recheck_order(group);
     }
 
@@ -162,6 +167,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group_key) = self.members.get(key).map(|member| member.group) else {
             return;
         };
+        self.lift_fence(group_key, key);
         for list in [List::Members, List::Dirty, List::Loaded] {
             self.list(key, list, false);
         }

@@ -150,6 +150,7 @@ mod clock;
 mod command;
 mod config;
 mod coordinator;
+mod fence;
 mod fua;
 mod group;
 mod handle;

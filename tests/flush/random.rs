@@ -4,7 +4,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Mode, TrackDirty};
+use nbd_proto::flush::{
+    Acknowledge, AfterFailure, Backend, Command, Config, Mode, Overlap, TrackDirty,
+};
 use nbd_proto::wire::CommandType;
 
 use crate::world::{CELLS, Fault, Load, World};
@@ -45,12 +47,31 @@ enum Step {
     Lose {
         conn: usize,
     },
+    Revoke {
+        conn: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Freedom {
     faults: bool,
     leaving: bool,
+    revoking: bool,
+}
+
+impl Freedom {
+    const fn new(faults: bool, leaving: bool) -> Self {
+        Self {
+            faults,
+            leaving,
+            revoking: false,
+        }
+    }
+
+    const fn with_revoking(mut self) -> Self {
+        self.revoking = true;
+        self
+    }
 }
 
 fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
@@ -85,6 +106,11 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
     });
     let faults = u32::from(freedom.faults);
     let leaving = u32::from(freedom.leaving);
+    let revoked = prop::bool::weighted(if freedom.revoking { 0.75 } else { 0.0 });
+    let end = (any::<usize>(), revoked).prop_map(|(conn, revoked)| match revoked {
+        true => Step::Revoke { conn },
+        false => Step::Disconnect { conn },
+    });
     let fault = prop_oneof![
         12 => Just(None),
         faults => prop_oneof![Just(Some(Fault::Keep)), Just(Some(Fault::Drop))],
@@ -101,7 +127,7 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
             .prop_map(|(conn, cell)| Step::WriteBack { conn, cell }),
         leaving => Just(Step::Connect),
         leaving => Just(Step::Opened),
-        leaving => any::<usize>().prop_map(|conn| Step::Disconnect { conn }),
+        leaving * if freedom.revoking { 4 } else { 1 } => end,
         leaving * faults => any::<usize>().prop_map(|conn| Step::Lose { conn }),
     ]
 }
@@ -160,7 +186,7 @@ fn apply(world: &mut World, step: Step, policy: AfterFailure) {
             }
         }
         Step::Connect => {
-            if world.connections.len() < 6 {
+            if world.connections.len() < 8 {
                 world.connect(0);
             }
         }
@@ -179,6 +205,14 @@ fn apply(world: &mut World, step: Step, policy: AfterFailure) {
         Step::Lose { conn } => {
             if let Some(conn) = pick(&usable, conn) {
                 world.lose(conn);
+            }
+        }
+        Step::Revoke { conn } => {
+            let there: Vec<usize> = (0..world.connections.len())
+                .filter(|&at| !world.connections[at].released)
+                .collect();
+            if let Some(conn) = pick(&there, conn) {
+                world.revoke(conn);
             }
         }
     }
@@ -210,11 +244,16 @@ fn run_mixed(
     world.self_coherent = self_coherent;
     world.load_on_open = load_on_open;
     world.some_through = some_through;
+    play(world, connections, steps);
+}
+
+fn play(mut world: World, connections: usize, steps: &[Step]) {
+    let policy = world.coordinator.config().after_failure();
     for _ in 0..connections {
         world.open();
     }
     for &step in steps {
-        apply(&mut world, step, config.after_failure());
+        apply(&mut world, step, policy);
     }
     world.settle();
     let last = (0..world.connections.len())
@@ -234,6 +273,48 @@ fn run_mixed(
     }
     world.settle();
     world.check_all_answered();
+}
+
+/// How flushes work, from the shape of caches and the mode.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Emulate,
+    Shared,
+    Own,
+}
+
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![
+        2 => Just(Way::Emulate),
+        1 => Just(Way::Shared),
+        1 => Just(Way::Own),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = AfterFailure> {
+    prop_oneof![Just(AfterFailure::Sticky), Just(AfterFailure::Retry)]
+}
+
+fn world(config: Config, way: Way, (self_coherent, load_on_open): (bool, bool)) -> World {
+    let shared = matches!(way, Way::Shared);
+    // Where a connection is on its own, nobody invalidates what it has cached.
+    let self_coherent = self_coherent || matches!(way, Way::Own);
+    let mode = match way {
+        Way::Emulate | Way::Shared => Mode::Auto,
+        Way::Own => Mode::Plugin,
+    };
+    let backend = caching()
+        .with_multi_conn(shared)
+        .with_self_coherent(self_coherent)
+        .with_loads_on_open(load_on_open);
+    let mut world = World::new(config.with_mode(mode), backend);
+    world.self_coherent = self_coherent;
+    world.load_on_open = load_on_open && !shared;
+    world.shared = shared;
+    world.own = matches!(way, Way::Own);
+    // Outside emulation only a shared cache keeps an order.
+    world.unordered = world.own || (config.overlap() == Overlap::Ignore && !shared);
+    world
 }
 
 fn caching() -> Backend {
@@ -264,7 +345,7 @@ proptest! {
     fn the_promise_holds(
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
-        steps in prop::collection::vec(step(Freedom { faults: false, leaving: false }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(false, false)), 1..120),
     ) {
         let config = Config::new().with_mode(Mode::Emulate).with_track_dirty(level);
         run(config, caching(), setup, &steps);
@@ -275,7 +356,7 @@ proptest! {
     fn the_promise_holds_while_connections_come_and_go(
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
-        steps in prop::collection::vec(step(Freedom { faults: false, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(false, true)), 1..120),
     ) {
         let config = Config::new().with_track_dirty(level);
         run(config, caching(), setup, &steps);
@@ -287,7 +368,7 @@ proptest! {
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
         retry in any::<bool>(),
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
         let config = Config::new().with_track_dirty(level).with_after_failure(policy);
@@ -300,7 +381,7 @@ proptest! {
         setup in (2..4usize, any::<bool>(), any::<bool>()),
         max_ranges in 1..4u32,
         granule in 1..4u32,
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let config = Config::new().with_max_ranges(max_ranges).with_granule(granule);
         run(config, caching(), setup, &steps);
@@ -312,9 +393,77 @@ proptest! {
         setup in (2..5usize, any::<bool>(), any::<bool>()),
         level in level(),
         granule in 1..3u32,
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let config = Config::new().with_track_dirty(level).with_granule(granule).with_max_ranges(2);
         run_mixed(config, caching(), setup, true, &steps);
+    }
+
+    /// Writes are answered when they begin.
+    #[test]
+    fn the_promise_holds_from_acknowledgement_on_receipt(
+        (way, policy, level) in (way(), policy(), level()),
+        (connections, shape) in (1..4usize, any::<(bool, bool)>()),
+        (granule, max_ranges) in prop_oneof![3 => Just((1, 1024)), 1 => (1..4u32, 1..4u32)],
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
+    ) {
+        let config = Config::new()
+            .with_acknowledge(Acknowledge::OnReceipt)
+            .with_track_dirty(level)
+            .with_after_failure(policy)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges);
+        play(world(config, way, shape), connections, &steps);
+    }
+
+    /// A client reads what it was told is written, on receipt or on completion.
+    #[test]
+    fn a_connection_reads_what_it_was_told_is_written(
+        (way, on_receipt, level) in (way(), prop::bool::weighted(0.8), level()),
+        (connections, load_on_open) in (1..4usize, any::<bool>()),
+        steps in prop::collection::vec(step(Freedom::new(false, true)), 1..120),
+    ) {
+        let when = if on_receipt { Acknowledge::OnReceipt } else { Acknowledge::OnCompletion };
+        let config = Config::new().with_acknowledge(when).with_track_dirty(level);
+        let mut world = world(config, way, (true, load_on_open));
+        world.reads_back = true;
+        play(world, connections, &steps);
+    }
+
+    /// Every modification is as if it carried FUA.
+    #[test]
+    fn what_is_answered_is_stable_with_write_through(
+        (way, policy, level) in (way(), policy(), level()),
+        (connections, shape) in (1..4usize, any::<(bool, bool)>()),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
+    ) {
+        let config = Config::new()
+            .with_acknowledge(Acknowledge::WriteThrough)
+            .with_track_dirty(level)
+            .with_after_failure(policy);
+        let mut world = world(config, way, shape);
+        world.stable = true;
+        play(world, connections, &steps);
+    }
+
+    /// Clients vanish, and send again through others what was not answered.
+    #[test]
+    fn no_late_write_of_a_revoked_connection_reverts_newer_data(
+        (way, policy, level) in (way(), policy(), level()),
+        (on_receipt, ordered, faults) in any::<(bool, bool, bool)>(),
+        (connections, shape) in (2..5usize, any::<(bool, bool)>()),
+        steps in prop::collection::vec(step(Freedom::new(true, true).with_revoking()), 1..120),
+        calm in prop::collection::vec(step(Freedom::new(false, true).with_revoking()), 1..120),
+    ) {
+        let when = if on_receipt { Acknowledge::OnReceipt } else { Acknowledge::OnCompletion };
+        let overlap = if ordered { Overlap::OrderWrites } else { Overlap::Ignore };
+        let config = Config::new()
+            .with_acknowledge(when)
+            .with_overlap(overlap)
+            .with_track_dirty(level)
+            .with_after_failure(policy);
+        let mut world = world(config, way, (shape.0 || !faults, shape.1));
+        world.reads_back = !faults;
+        play(world, connections, if faults { &steps } else { &calm });
     }
 }

@@ -102,6 +102,8 @@ pub(crate) struct Connection {
     /// A client was told of that; no retry brings it back, and no later flush answers for it.
     reported: bool,
     pub(crate) advertised: Option<Advertised>,
+    /// When it was revoked: its client does not wait for answers any more.
+    revoked: Option<Time>,
 }
 
 /// The model. Steps are taken by its methods, in any order that a caller likes.
@@ -136,7 +138,14 @@ pub(crate) struct World {
     pub(crate) shared: bool,
     /// Every connection is on its own: flushes cover what it has written itself.
     pub(crate) own: bool,
-    /// Whatever happens, a connection reads what it was told is written: nothing fails.
+    /// What different connections write to the same place has no order without a flush.
+    pub(crate) unordered: bool,
+    /// Every modification is stable when it is answered.
+    pub(crate) stable: bool,
+    /// Connections whose commands in flight are to be brought to an end.
+    pub(crate) cancels: Vec<usize>,
+    /// A connection always reads what it was told is written: nothing fails, and handles are
+    /// coherent with themselves.
     pub(crate) reads_back: bool,
 }
 
@@ -173,6 +182,9 @@ impl World {
             promises: true,
             shared: false,
             own: false,
+            unordered: false,
+            stable: false,
+            cancels: Vec::new(),
             reads_back: false,
         }
     }
@@ -215,6 +227,7 @@ impl World {
             dropped: false,
             reported: false,
             advertised: None,
+            revoked: None,
         });
         index
     }
@@ -267,6 +280,19 @@ impl World {
         self.abandon(index);
     }
 
+    /// The client is gone; what it sends again through others counts as sent later.
+    pub(crate) fn revoke(&mut self, index: usize) {
+        let now = self.tick();
+        let connection = &mut self.connections[index];
+        connection.leaving = true;
+        connection.revoked.get_or_insert(now);
+        self.coordinator.revoke(connection.conn);
+        if !connection.open {
+            connection.released = true;
+            connection.handle = None;
+        }
+    }
+
     fn abandon(&mut self, index: usize) {
         for sent in &mut self.sent {
             if sent.conn == index && sent.reply.is_none() {
@@ -302,6 +328,10 @@ impl World {
             Vec::new()
         };
         let mut floor = self.floor.clone();
+        if self.own {
+            let ours = |&id: &Id| self.sent[id].conn == index;
+            floor.values_mut().for_each(|ids| ids.retain(ours));
+        }
         if self.reads_back && command.kind == CommandType::READ {
             self.raise_to_own(&mut floor, index);
         }
@@ -419,6 +449,11 @@ impl World {
             "command {id} was answered after its connection was released"
         );
         sent.reply = Some((now, result));
+        if result == Err(Errno::ESHUTDOWN) {
+            let revoked = self.connections[sent.conn].revoked;
+            assert!(revoked.is_some(), "command {id} was cancelled");
+            return;
+        }
         if result.is_err() {
             if sent.command.kind == CommandType::FLUSH {
                 self.failure_reported = Some(self.sent.len());
@@ -460,7 +495,7 @@ impl World {
                 }
             }
             CommandType::READ => self.check_read(id),
-            kind if kind.is_modification() && command.fua => self.raise_floor(id),
+            kind if kind.is_modification() && (command.fua || self.stable) => self.raise_floor(id),
             _ => {}
         }
     }
@@ -478,15 +513,23 @@ impl World {
         }
     }
 
-    /// Whether a value was certainly overwritten by one of these commands: it had been answered
-    /// before that one was sent.
+    /// Whether a value was certainly overwritten by one of these commands: it had been answered,
+    /// or its connection been revoked, before that one was sent.
     fn is_older(&self, value: Id, floor: &[Id]) -> bool {
-        // A write that failed, or is not answered, may take effect at any time.
-        let Some((answered, Ok(()))) = self.sent[value].reply else {
-            return false;
+        let old = &self.sent[value];
+        let revoked = self.connections.get(old.conn).and_then(|it| it.revoked);
+        let answered = match old.reply {
+            Some((answered, Ok(()))) => Some(answered),
+            // A write that failed, or is not answered, may take effect at any time.
+            _ => None,
         };
-        let mut floor = floor.iter();
-        floor.any(|&id| id != value && answered < self.sent[id].invoked)
+        let mut floor = floor.iter().filter(|&&id| id != value);
+        floor.any(|&id| {
+            let new = &self.sent[id];
+            let in_order = !self.unordered || value == 0 || old.conn == new.conn;
+            (in_order && answered.is_some_and(|at| at < new.invoked))
+                || revoked.is_some_and(|at| at < new.invoked)
+        })
     }
 
     fn check_read(&self, id: Id) {
@@ -633,6 +676,10 @@ impl World {
                     });
                 }
                 Action::Reply { tag, result, .. } => self.answer(tag, result),
+                Action::Cancel { key } => {
+                    assert!(self.connections[key].revoked.is_some());
+                    self.cancels.push(key);
+                }
                 Action::Release { key } => {
                     assert!(!self.connections[key].released, "released twice");
                     self.connections[key].released = true;
@@ -673,8 +720,13 @@ impl World {
             Some(Fault::Drop) => handle.cache.clear(),
             None => {
                 for (cell, old) in before {
-                    if old.dirty {
-                        self.store[cell as usize] = old.id;
+                    let cached = handle.cache.get(&cell).filter(|it| it.dirty);
+                    match cached {
+                        // Another flush of the same cache may have been faster.
+                        Some(newer) if self.shared => self.store[cell as usize] = newer.id,
+                        None if self.shared => {}
+                        _ if old.dirty => self.store[cell as usize] = old.id,
+                        _ => {}
                     }
                     if handle.cache.get(&cell).is_some_and(|it| it.id == old.id) {
                         handle.cache.remove(&cell);
