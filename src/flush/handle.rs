@@ -170,8 +170,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         for need in served {
             self.serve(need, key, result);
         }
-        self.open_gate(key);
         self.advance_fence(key);
+        self.open_gate(key);
         self.recheck_order(group);
         if let Some(member) = self.members.get_mut(key) {
             member.rest();

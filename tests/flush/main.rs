@@ -2,6 +2,7 @@
 
 mod acknowledge;
 mod failures;
+mod fence;
 mod hazards;
 mod kinds;
 mod liveness;
