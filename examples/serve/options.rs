@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use nbd_proto::flush::{Config, Mode, TrackDirty};
+use nbd_proto::flush::{Acknowledge, Config, Mode, TrackDirty};
 use nbd_proto::wire::Name;
 
 use super::size::parse_size;
@@ -108,6 +108,12 @@ pub(crate) struct Flush {
     /// How much is tracked to avoid flushes: connection, fast or off
     #[arg(long, value_name = "LEVEL", default_value_t = TrackDirty::Connection, global = true)]
     pub(crate) track_dirty: TrackDirty,
+
+    /// When writes are answered: on-completion, write-through (when they are on permanent
+    /// storage), on-receipt (before they are executed; the next flush reports failures) or
+    /// ignore-flush (flushes do nothing: a crash loses data)
+    #[arg(long, value_name = "WHEN", default_value_t = Acknowledge::OnCompletion, global = true)]
+    pub(crate) acknowledge: Acknowledge,
 }
 
 impl Flush {
@@ -115,6 +121,7 @@ impl Flush {
         Config::new()
             .with_mode(self.multi_conn)
             .with_track_dirty(self.track_dirty)
+            .with_acknowledge(self.acknowledge)
     }
 
     /// What can be said of the data in a file once the server has stopped without a failure.
@@ -180,6 +187,8 @@ mod tests {
     fn wrong_values_are_refused_with_the_right_ones() {
         let error = Options::try_parse_from(["serve", "--multi-conn", "yes"]).unwrap_err();
         assert!(error.to_string().contains("emulate"), "{error}");
+        let error = Options::try_parse_from(["serve", "--acknowledge", "never"]).unwrap_err();
+        assert!(error.to_string().contains("on-receipt"), "{error}");
         assert!(Options::try_parse_from(["serve", "--size", "1X"]).is_err());
         assert!(Options::try_parse_from(["serve", "--threads", "0"]).is_err());
     }

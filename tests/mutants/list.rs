@@ -453,7 +453,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: LEAVE,
             find: "if awaited && !member.gave_up && member.backend.flush && self.is_uncovered(key) {",
-            replace: "if emulating && member.gave_up && member.backend.flush && self.is_uncovered(key) {",
+            replace: "if awaited && member.gave_up && member.backend.flush && self.is_uncovered(key) {",
         }],
         caught_by: &[
             "hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
@@ -1038,7 +1038,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "",
         }],
         caught_by: &[
-            "acknowledge::on_receipt::a_steady_writer_does_not_starve_a_reader_nor_a_flush",
+            "acknowledge::on_receipt::a_steady_writer_does_not_starve_a_reader",
             "acknowledge::on_receipt::writes_that_overlap_an_acknowledged_write_wait_their_turn",
         ],
     },
@@ -1072,9 +1072,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "if self.reaches_back_to(scope, at.1) {",
             replace: "if self.acknowledged.keys().any(|it| it.0 == scope) {",
         }],
-        caught_by: &[
-            "acknowledge::on_receipt::a_steady_writer_does_not_starve_a_reader_nor_a_flush",
-        ],
+        caught_by: &["acknowledge::on_receipt::a_steady_writer_does_not_starve_a_flush"],
     },
     Mutant {
         name: "on receipt: a late failure is told to nobody",
