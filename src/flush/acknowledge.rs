@@ -135,12 +135,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let range = Range::of(command.offset, command.length, 1)?;
         let group = self.members.get(key).map(|member| member.group);
         let unsettled = &self.groups.get(group?)?.unsettled;
-        let mut parks = unsettled.overlaps(range);
-        if command.kind.is_modification() {
-            parks |= unsettled.fences.iter().any(|&fence| fence != key);
+        let modifies = command.kind.is_modification();
+        let parks = unsettled.overlaps(range)
+            || (modifies && unsettled.fences.iter().any(|&fence| fence != key))
             // Those that wait already come first, or might wait for ever.
-            parks |= unsettled.parked.iter().any(|it| it.range.overlaps(range));
-        }
+            || (modifies && unsettled.parked.iter().any(|it| it.range.overlaps(range)));
         parks.then_some(range)
     }
 

@@ -181,7 +181,8 @@ pub enum Action<C, T> {
     /// Bring the commands that this connection's handle is executing to an end, as fast as
     /// possible and with any result: the connection was [revoked](FlushCoordinator::revoke), and
     /// others wait for them. Each still has to be given to [`FlushCoordinator::complete`]. To do
-    /// nothing is safe, and slow.
+    /// nothing is safe, and slow. What was [acknowledged](Op::acknowledged) should rather be
+    /// executed: its client was told that it is done, and flushes report it if it fails.
     Cancel {
         /// The caller's key of the connection.
         key: C,

@@ -50,7 +50,9 @@
 //!    be carried out in parallel and in any order, and events be reported in any order.
 //! 4. A finished backend flush: [`flushed`](FlushCoordinator::flushed).
 //! 5. The client is gone: [`disconnect`](FlushCoordinator::disconnect), and close the handle when
-//!    [`Action::Release`] comes. The handle itself is gone: [`lost`](FlushCoordinator::lost).
+//!    [`Action::Release`] comes. The client is gone, and may be back on another connection:
+//!    [`revoke`](FlushCoordinator::revoke). The handle itself is gone:
+//!    [`lost`](FlushCoordinator::lost).
 //!
 //! ```
 //! use nbd_proto::flush::{Action, Backend, Command, Config, Decision, FlushCoordinator, Mode};
@@ -139,11 +141,52 @@
 //!       |          R (x)          |
 //! ```
 //!
+//! # Acknowledging
+//!
+//! When a modification is answered is up to [`Acknowledge`]. By default it is when it has been
+//! executed. With [`WriteThrough`](Acknowledge::WriteThrough) it is treated as if it carried FUA.
+//!
+//! With [`OnReceipt`](Acknowledge::OnReceipt) it is answered when it begins, unless it carries FUA:
+//! [`Decision::Execute`] and [`Action::Execute`] come with an [`Op`] that is
+//! [`acknowledged`](Op::acknowledged), and `complete` says [`Decision::Answered`]. The promise
+//! counts from that answer. So, each with the schedule that breaks without it:
+//!
+//! - Whatever overlaps with an acknowledged modification that has not completed, reads included,
+//!   on whatever connection of the group, waits for its end, but for none that is acknowledged
+//!   later. (`a: W(x) ok`, executing; `a: R` comes before it in the backend, and returns what is
+//!   old.)
+//! - A flush waits until all that was acknowledged before it arrived has completed; only then does
+//!   it look for what there is to do, or join a round. (`a: W(x) ok`, executing; `b: F ok` finds
+//!   nothing to write out, or joins a round that began before; x is not on permanent storage.)
+//! - A failure is reported by the next flush, like a failed flush: to all who rely on what the
+//!   connection wrote, under [`AfterFailure::Retry`] once to each. (`a: W(x) ok`, then fails;
+//!   `a: F ok`; nobody ever hears that x is nowhere.)
+//! - A handle that is lost with such modifications has lost data, also where it would leave its
+//!   data in a cache that all share. (`a: W(x) ok`, executing; a's handle is gone; `b: F ok`.)
+//!
+//! Where each connection is on its own, flushes wait for, and report, what was acknowledged on
+//! their own connection.
+//!
+//! With [`IgnoreFlush`](Acknowledge::IgnoreFlush) the backend is never flushed, flush and FUA are
+//! advertised and answered with success, and **a crash loses data**. Multi-conn is advertised where
+//! data is visible to all without a flush: if the backend has it (in [`Mode::Auto`] and
+//! [`Mode::Plugin`]), or, in [`Mode::Emulate`], if all handles of the group cache nothing or all are
+//! read-only; and always in [`Mode::Unsafe`].
+//!
+//! # Clients that come back
+//!
+//! A client that loses its connection may send again, on a new one, what was not answered, while
+//! the old handle still executes it. (`a: W(x)` is executing, a's network fails; the client
+//! connects as b; `b: W(x) ok`; `b: W(y) ok` at the same place; a's write ends, or its cache is
+//! written back; y was acknowledged, and x is there.) With [`revoke`](FlushCoordinator::revoke), b's
+//! first write is not begun before a's has ended and is written out. That holds in every mode: where
+//! the ranges of modifications are known, only those that overlap wait, else all of the group.
+//! Reads do not wait, for a client that was not answered can expect old data and new.
+//!
 //! # Not yet here
 //!
-//! Thread models with serialized requests, acknowledging before execution, FUA on reads as a
-//! preflush, ordering of reads ([`Overlap`] has no such value), counters, and fencing of revoked
-//! connections. The enums are `non_exhaustive` to leave room for them.
+//! Thread models with serialized requests, FUA on reads as a preflush, ordering of reads
+//! ([`Overlap`] has no such value), and counters. The enums are `non_exhaustive` to leave room for them.
 
 mod acknowledge;
 mod clock;

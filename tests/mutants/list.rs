@@ -1012,8 +1012,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "on receipt: reads overtake acknowledged writes",
         edits: &[Edit {
             file: ACKNOWLEDGE,
-            find: "let mut parks = unsettled.overlaps(range);",
-            replace: "let mut parks = command.kind.is_modification() && unsettled.overlaps(range);",
+            find: "let parks = unsettled.overlaps(range)\n",
+            replace: "let parks = (modifies && unsettled.overlaps(range))\n",
         }],
         caught_by: &[
             "acknowledge::on_receipt::a_read_that_overlaps_an_acknowledged_write_waits_for_it",
@@ -1023,8 +1023,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "on receipt: writes overtake acknowledged writes",
         edits: &[Edit {
             file: ACKNOWLEDGE,
-            find: "let mut parks = unsettled.overlaps(range);",
-            replace: "let mut parks = !command.kind.is_modification() && unsettled.overlaps(range);",
+            find: "let parks = unsettled.overlaps(range)\n",
+            replace: "let parks = (!modifies && unsettled.overlaps(range))\n",
         }],
         caught_by: &[
             "acknowledge::on_receipt::writes_that_overlap_an_acknowledged_write_wait_their_turn",
@@ -1034,8 +1034,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "on receipt: writes overtake commands that wait",
         edits: &[Edit {
             file: ACKNOWLEDGE,
-            find: "            parks |= unsettled.parked.iter().any(|it| it.range.overlaps(range));\n",
-            replace: "",
+            find: "|| (modifies && unsettled.parked.iter().any(|it| it.range.overlaps(range)));",
+            replace: ";",
         }],
         caught_by: &[
             "acknowledge::on_receipt::a_steady_writer_does_not_starve_a_reader",
@@ -1291,8 +1291,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "reads wait for revoked connections",
         edits: &[Edit {
             file: ACKNOWLEDGE,
-            find: "        if command.kind.is_modification() {\n",
-            replace: "        if true {\n",
+            find: "let modifies = command.kind.is_modification();",
+            replace: "let modifies = true;",
         }],
         caught_by: &["fence::reads_do_not_wait_for_what_was_never_acknowledged"],
     },
