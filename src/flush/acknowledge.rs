@@ -99,12 +99,12 @@ impl<T> Unsettled<T> {
             .into_iter()
             .partition(|parked| parked.member == key);
         self.parked = others;
-        let flushes = self.flushes.extract_if(.., |_, it| it.member == key);
-        let flushes = flushes.map(|(_, waiter)| waiter.tag);
-        ours.into_iter()
-            .map(|parked| parked.tag)
-            .chain(flushes)
-            .collect()
+        let mut waiting: Vec<T> = ours.into_iter().map(|parked| parked.tag).collect();
+        let flushes = self.flushes.iter().filter(|(_, it)| it.member == key);
+        let flushes: Vec<_> = flushes.map(|(&at, _)| at).collect();
+        let flushes = flushes.iter().filter_map(|at| self.flushes.remove(at));
+        waiting.extend(flushes.map(|waiter| waiter.tag));
+        waiting
     }
 }
 
