@@ -188,6 +188,9 @@ impl<'c> Batch<'c> {
                 &mut task,
                 &mut self.replies,
             ) else {
+                if op.acknowledged() {
+                    self.replies.result(self.encoder, &task.request, Ok(()));
+                }
                 self.connection.crew.execute(self.connection, op, task);
                 continue;
             };
@@ -198,6 +201,7 @@ impl<'c> Batch<'c> {
         }
         let mut coordinator = self.connection.server.coordinator.lock();
         for (op, task, result) in done {
+            self.connection.server.executed(&op, result);
             match coordinator.complete(op, task, result) {
                 Decision::Reply { tag: task, result } => {
                     self.held.add(task.held);
@@ -205,6 +209,13 @@ impl<'c> Batch<'c> {
                     if task.request.kind != CommandType::READ {
                         self.replies.result(self.encoder, &task.request, result);
                     }
+                    self.spare.keep(task.payload);
+                }
+                Decision::Answered { tag: task } => {
+                    // It did not wait, and its answer goes with the others. To send it before
+                    // would let a client that takes no answers hold up what is in flight.
+                    self.replies.result(self.encoder, &task.request, Ok(()));
+                    self.held.add(task.held);
                     self.spare.keep(task.payload);
                 }
                 Decision::Closed { tag: task } => {

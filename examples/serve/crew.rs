@@ -16,8 +16,10 @@ use nbd_proto::wire::{CommandType, Errno, Request};
 use parking_lot::Mutex;
 
 use super::backend::Handle;
+use super::budget::Held;
 use super::connection::Connection;
 use super::execute::{Task, execute, hole_reply, to_errno};
+use super::payload::Payload;
 use super::pool::{Company, Pool};
 use super::server::carry_out;
 
@@ -91,6 +93,16 @@ impl Crew {
             flusher: Lane::new(1, &pools.flush),
             writer: Lane::new(1, &pools.write),
         }
+    }
+
+    /// Answers a command that is going to be executed, and keeps what that needs.
+    pub(crate) fn acknowledge(&self, connection: &Arc<Connection>, task: &Task) {
+        let answer = Task {
+            request: task.request,
+            payload: Payload::default(),
+            held: Held::default(),
+        };
+        self.reply(connection, answer, Ok(()));
     }
 
     pub(crate) fn execute(&self, connection: &Arc<Connection>, op: Op, task: Task) {
@@ -225,6 +237,7 @@ fn run_command(connection: &Arc<Connection>, op: Op, mut task: Task) {
         let id = connection.id;
         format!("connection {id}: {:?} ended: {result:?}", task.request)
     });
+    server.executed(&op, result);
     let mut coordinator = server.coordinator.lock();
     // Replies are queued before the coordinator is let go: after that the connection may be
     // released, and closed behind what is queued.
@@ -232,7 +245,7 @@ fn run_command(connection: &Arc<Connection>, op: Op, mut task: Task) {
         Decision::Reply { tag: task, result } => {
             connection.crew.reply_with(connection, task, result, data);
         }
-        Decision::Closed { tag: task } => {
+        Decision::Answered { tag: task } | Decision::Closed { tag: task } => {
             let held = task.held;
             drop((task, data));
             connection.budget.give_back(held);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use nbd_proto::flush::{Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty};
+use nbd_proto::flush::{Acknowledge, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty};
 use nbd_proto::wire::Name;
 
 use super::size::parse_size;
@@ -122,6 +122,11 @@ pub(crate) struct Flush {
     /// What FUA means on a read: ignore, or preflush (a flush comes before it)
     #[arg(long, value_name = "MEANING", default_value_t = FuaOnReads::Ignore, global = true)]
     pub(crate) fua_on_reads: FuaOnReads,
+    /// When writes are answered: on-completion, write-through (when they are on permanent
+    /// storage), on-receipt (before they are executed; the next flush reports failures) or
+    /// ignore-flush (flushes do nothing: a crash loses data)
+    #[arg(long, value_name = "WHEN", default_value_t = Acknowledge::OnCompletion, global = true)]
+    pub(crate) acknowledge: Acknowledge,
 }
 
 impl Flush {
@@ -132,6 +137,7 @@ impl Flush {
             .with_thread_model(self.thread_model)
             .with_overlap(self.overlap)
             .with_fua_on_reads(self.fua_on_reads)
+            .with_acknowledge(self.acknowledge)
     }
 
     /// What can be said of the data in a file once the server has stopped without a failure.
@@ -213,6 +219,8 @@ mod tests {
         assert!(error.to_string().contains("emulate"), "{error}");
         let error = Options::try_parse_from(["serve", "--thread-model", "1"]).unwrap_err();
         assert!(error.to_string().contains("serialize_requests"), "{error}");
+        let error = Options::try_parse_from(["serve", "--acknowledge", "never"]).unwrap_err();
+        assert!(error.to_string().contains("on-receipt"), "{error}");
         assert!(Options::try_parse_from(["serve", "--size", "1X"]).is_err());
         assert!(Options::try_parse_from(["serve", "--threads", "0"]).is_err());
     }

@@ -9,8 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nbd_proto::flush::{Action, Backend as Abilities, Config, FlushCoordinator, Mode, ThreadModel};
-use nbd_proto::wire::Name;
+use nbd_proto::flush::{
+    Acknowledge, Action, Backend as Abilities, Config, FlushCoordinator, Mode, Op, ThreadModel,
+};
+use nbd_proto::wire::{Errno, Name};
 use parking_lot::{Condvar, Mutex};
 
 use super::backend::{Backend, Capabilities, Handle, Pace};
@@ -28,6 +30,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 static STALLED: Seldom = Seldom::new();
 static TOO_MANY: Seldom = Seldom::new();
+static WRITE_FAILED: Seldom = Seldom::new();
 static FLUSH_FAILED: Seldom = Seldom::new();
 
 /// How to serve.
@@ -80,7 +83,7 @@ impl Server {
         let conn = trial.connect((), &());
         trial
             .opened(conn, backend)
-            .context("this storage does not suit the --multi-conn mode")?;
+            .context("this storage does not suit --multi-conn or --acknowledge")?;
         Ok(Arc::new(Self {
             coordinator: Mutex::new(FlushCoordinator::new(settings.flush)),
             storage,
@@ -184,9 +187,15 @@ impl Server {
     /// their own. While emulating, the coordinator has seen to that already; what could not be
     /// written then must not come now, after what others have written to the same place since.
     pub(crate) fn close_handle(&self, handle: &dyn Handle) {
-        let mode = self.coordinator.lock().config().mode();
+        let config = *self.coordinator.lock().config();
+        let own = match config.mode() {
+            Mode::Plugin | Mode::Disable => true,
+            // It is as if flushes were disabled, but only until the handle is closed.
+            Mode::Auto => config.acknowledge() == Acknowledge::IgnoreFlush,
+            _ => false,
+        };
         if self.caches()
-            && matches!(mode, Mode::Plugin | Mode::Disable)
+            && own
             && let Err(error) = handle.flush()
         {
             self.flush_failed(&error);
@@ -196,6 +205,18 @@ impl Server {
     /// Whether handles cache what they write.
     fn caches(&self) -> bool {
         !self.can.multi_conn
+    }
+
+    /// A command has been executed. If it has failed, and its client was told before that it is
+    /// done, that client may not be there any more when the next flush could tell.
+    pub(crate) fn executed(&self, op: &Op, result: Result<(), Errno>) {
+        if op.acknowledged()
+            && let Err(errno) = result
+        {
+            WRITE_FAILED.warn(format_args!("a write failed after its answer: {errno}"));
+            let mut failed = self.failed.lock();
+            failed.get_or_insert_with(|| io::Error::other(errno.to_string()));
+        }
     }
 
     /// What a flush should have made permanent may be lost, and the client that wrote it may not
@@ -265,7 +286,12 @@ fn abilities(can: Capabilities) -> Abilities {
 pub(crate) fn carry_out(coordinator: &mut Coordinator) {
     while let Some(action) = coordinator.poll() {
         match action {
-            Action::Execute { key, op, tag } => key.crew.execute(&key, op, tag),
+            Action::Execute { key, op, tag } => {
+                if op.acknowledged() {
+                    key.crew.acknowledge(&key, &tag);
+                }
+                key.crew.execute(&key, op, tag);
+            }
             Action::Flush { key, flush } => match key.handle() {
                 Some(handle) if handle.pace() == Pace::Immediate => {
                     let result = handle.flush();

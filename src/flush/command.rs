@@ -2,6 +2,8 @@
 
 use super::clock::Stamp;
 #[cfg(doc)]
+use super::config::Acknowledge;
+#[cfg(doc)]
 use super::coordinator::FlushCoordinator;
 use super::order::Range;
 use super::slab::Key;
@@ -69,6 +71,8 @@ pub struct Op {
     pub(super) modification: bool,
     pub(super) range: Option<Range>,
     pub(super) fua: Fua,
+    /// When the client was told that it is done, if that was when it began.
+    pub(super) acknowledged: Stamp,
 }
 
 impl Op {
@@ -82,6 +86,14 @@ impl Op {
     #[must_use]
     pub const fn fua(&self) -> bool {
         matches!(self.fua, Fua::Native)
+    }
+
+    /// Whether the client is to be answered with success now, before the command is executed:
+    /// under [`Acknowledge::OnReceipt`]. Keep what the execution needs, such as the payload of a
+    /// write. [`FlushCoordinator::complete`] then says [`Decision::Answered`].
+    #[must_use]
+    pub const fn acknowledged(&self) -> bool {
+        self.acknowledged.happened()
     }
 }
 
@@ -105,7 +117,8 @@ impl FlushId {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Decision<T> {
-    /// Execute it on the handle of its connection now.
+    /// Execute it on the handle of its connection now; first answer the client with success, if
+    /// it is [acknowledged](Op::acknowledged) already.
     Execute {
         /// What to give back when it has been executed.
         op: Op,
@@ -118,6 +131,12 @@ pub enum Decision<T> {
         tag: T,
         /// The answer.
         result: Result<(), Errno>,
+    },
+    /// It has been executed, and nothing is left to say: the client was answered when it began, as
+    /// it was [acknowledged](Op::acknowledged) then. If it has failed, flushes report it.
+    Answered {
+        /// The caller's tag.
+        tag: T,
     },
     /// Nothing now: an [`Action`] with the tag will come from [`FlushCoordinator::poll`].
     Wait,
@@ -133,7 +152,8 @@ pub enum Decision<T> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Action<C, T> {
-    /// Execute a command that had to wait.
+    /// Execute a command that had to wait; first answer the client with success, if it is
+    /// [acknowledged](Op::acknowledged) already.
     Execute {
         /// The caller's key of the connection.
         key: C,
@@ -157,6 +177,15 @@ pub enum Action<C, T> {
         tag: T,
         /// The answer.
         result: Result<(), Errno>,
+    },
+    /// Bring the commands that this connection's handle is executing to an end, as fast as
+    /// possible and with any result: the connection was [revoked](FlushCoordinator::revoke), and
+    /// others wait for them. Each still has to be given to [`FlushCoordinator::complete`]. To do
+    /// nothing is safe, and slow. What was [acknowledged](Op::acknowledged) should rather be
+    /// executed: its client was told that it is done, and flushes report it if it fails.
+    Cancel {
+        /// The caller's key of the connection.
+        key: C,
     },
     /// Close the backend handle: the connection is forgotten.
     Release {

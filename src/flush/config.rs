@@ -117,6 +117,43 @@ pub enum FuaOnReads {
     Preflush,
 }
 
+/// When a modification is answered, and what its answer means.
+///
+/// ```text
+///                 the reply comes                   it means
+/// WriteThrough    after the backend's flush or FUA  on permanent storage
+/// OnCompletion    after execution                   executed; a flush makes it permanent
+/// OnReceipt       before execution                  accepted; the next flush tells of failures
+/// IgnoreFlush     after execution                   executed; a flush makes nothing permanent
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Acknowledge {
+    /// When it has been executed.
+    #[default]
+    OnCompletion,
+    /// When it is on permanent storage and, while emulating, visible to all: as if every
+    /// modification carried FUA. A flush that follows has nothing to write out.
+    WriteThrough,
+    /// When it begins to execute, unless it carries FUA. What overlaps with it, and flushes, wait
+    /// for its end, so that clients notice nothing but that an error may come late: the
+    /// [next flush](super#acknowledging) reports it, to every client that must know. What a crash
+    /// of the server takes is what a client may lose of any volatile cache: what it had not
+    /// flushed.
+    ///
+    /// A modification that has to wait before it may begin is answered when it begins. That is
+    /// later than on receipt, which is always safe, and slows down a client that is ahead of the
+    /// backend.
+    OnReceipt,
+    /// When it has been executed; but flushes and FUA are answered without any flush of the
+    /// backend, as if they had done what they ask for.
+    ///
+    /// **Data is lost in a crash**, whatever clients have flushed. It is for data that nobody
+    /// needs after one, and for measurements. Multi-conn is advertised only where clients see each
+    /// other's data without a flush, or in [`Mode::Unsafe`].
+    IgnoreFlush,
+}
+
 /// What the server does at the same time: the words are those of nbdkit's thread models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -173,6 +210,9 @@ words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
 words!(Overlap, "order-writes, ignore or coherent",
     OrderWrites: "order-writes", Ignore: "ignore", Coherent: "coherent");
 words!(FuaOnReads, "ignore or preflush", Ignore: "ignore", Preflush: "preflush");
+words!(Acknowledge, "on-completion, write-through, on-receipt or ignore-flush",
+    OnCompletion: "on-completion", WriteThrough: "write-through", OnReceipt: "on-receipt",
+    IgnoreFlush: "ignore-flush");
 words!(ThreadModel, "parallel, serialize_requests or serialize_connections",
     Parallel: "parallel", SerializeConnections: "serialize_connections",
     SerializeRequests: "serialize_requests");
@@ -200,6 +240,7 @@ pub struct Config {
     max_ranges: u32,
     thread_model: ThreadModel,
     fua_on_reads: FuaOnReads,
+    acknowledge: Acknowledge,
 }
 
 impl Config {
@@ -218,6 +259,7 @@ impl Config {
             max_ranges: 1024,
             thread_model: ThreadModel::Parallel,
             fua_on_reads: FuaOnReads::Ignore,
+            acknowledge: Acknowledge::OnCompletion,
         }
     }
 
@@ -288,6 +330,13 @@ impl Config {
         self
     }
 
+    /// Sets when modifications are answered.
+    #[must_use]
+    pub const fn with_acknowledge(mut self, when: Acknowledge) -> Self {
+        self.acknowledge = when;
+        self
+    }
+
     /// The mode.
     #[must_use]
     pub const fn mode(&self) -> Mode {
@@ -340,6 +389,12 @@ impl Config {
     #[must_use]
     pub const fn fua_on_reads(&self) -> FuaOnReads {
         self.fua_on_reads
+    }
+
+    /// When modifications are answered.
+    #[must_use]
+    pub const fn acknowledge(&self) -> Acknowledge {
+        self.acknowledge
     }
 }
 
@@ -513,6 +568,18 @@ pub enum OpenError {
     /// round: what a flush covers would depend on the connection that asks for it.
     #[error("the backends of connections that share data differ in multi-conn: group by export")]
     MixedMultiConn,
+    /// [`Acknowledge::WriteThrough`] needs a writable backend to have flush or FUA, or to cache
+    /// nothing.
+    #[error("without flush and FUA nothing written would be permanent when it is acknowledged")]
+    CannotWriteThrough,
+    /// [`Acknowledge::OnReceipt`] on a writable backend that can have no flush advertised: no
+    /// client could ever ask whether what was acknowledged has been executed.
+    #[error("without flush no client would hear of a write that fails after its acknowledgement")]
+    CannotReportLater,
+    /// [`Acknowledge::IgnoreFlush`] and [`Mode::Emulate`] contradict each other over a backend that
+    /// caches: clients see each other's data only by flushes.
+    #[error("flushes that are ignored cannot be emulated: use mode disable, or unsafe")]
+    CannotIgnoreFlush,
 }
 
 #[cfg(test)]
@@ -540,6 +607,14 @@ mod tests {
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
         assert_eq!("true".parse(), Ok(Grouping::ByExport));
         assert!("Emulate".parse::<Mode>().is_err());
+        for when in [
+            "on-completion",
+            "write-through",
+            "on-receipt",
+            "ignore-flush",
+        ] {
+            assert_eq!(when.parse::<Acknowledge>().unwrap().to_string(), when);
+        }
         assert_eq!(
             "x".parse::<AfterFailure>().unwrap_err().to_string(),
             "unknown value, expected sticky or retry"
@@ -556,6 +631,7 @@ mod tests {
         assert_eq!(config.overlap(), Overlap::OrderWrites);
         assert_eq!(config.thread_model(), ThreadModel::Parallel);
         assert_eq!(config.fua_on_reads(), FuaOnReads::Ignore);
+        assert_eq!(config.acknowledge(), Acknowledge::OnCompletion);
         assert_eq!(config.with_granule(0).granule(), 1);
     }
 }

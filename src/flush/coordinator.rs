@@ -4,7 +4,9 @@ use alloc::collections::{BTreeMap, VecDeque};
 
 use super::clock::{Clock, Stamp};
 use super::command::{Action, Command, Conn, Decision, Fua, Op};
-use super::config::{Advertised, Backend, Config, Grouping, Mode, OpenError, ThreadModel};
+use super::config::{
+    Acknowledge, Advertised, Backend, Config, Grouping, Mode, OpenError, ThreadModel,
+};
 use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::observe::Counters;
@@ -56,6 +58,8 @@ pub struct FlushCoordinator<C, E, T> {
     pub(super) forgotten: Counters,
     /// Handles that may be free for what waits for them.
     pub(super) turns: VecDeque<Key>,
+    /// How many modifications and revoked connections others must not overtake, in all groups.
+    pub(super) guards: usize,
 }
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
@@ -74,6 +78,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             actions: VecDeque::new(),
             forgotten: Counters::new(),
             turns: VecDeque::new(),
+            guards: 0,
         }
     }
 
@@ -127,7 +132,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     ///
     /// If the configured mode cannot keep its promise with such a handle. The connection is then
     /// forgotten; close the handle.
-    pub fn opened(&mut self, conn: Conn, backend: Backend) -> Result<Advertised, OpenError> {
+    pub fn opened(&mut self, conn: Conn, mut backend: Backend) -> Result<Advertised, OpenError> {
+        if self.config.acknowledge() == Acknowledge::IgnoreFlush {
+            // So that nobody relies on it, and it is never asked for.
+            backend = backend.with_flush(false).with_fua(false);
+        }
         let Some(member) = self.members.get_mut(conn.0) else {
             return Err(OpenError::NotOpening);
         };
@@ -180,11 +189,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         {
             return Err(OpenError::MixedMultiConn);
         }
+        self.check_acknowledge(backend)?;
+        let acknowledge = self.config.acknowledge();
+        let ignoring = acknowledge == Acknowledge::IgnoreFlush;
         let serialized = self.config.thread_model() == ThreadModel::SerializeConnections;
         let can_flush = backend.flush() || backend.caches_nothing();
         let emulated = match self.config.mode() {
             Mode::Emulate => true,
-            Mode::Auto => !serialized && !backend.multi_conn(),
+            Mode::Auto => !serialized && !backend.multi_conn() && !ignoring,
             Mode::Plugin | Mode::Disable | Mode::Unsafe => false,
         };
         if emulated && !can_flush && !backend.read_only() {
@@ -202,26 +214,48 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let multi_conn = match self.config.mode() {
             // A client that believed it would wait for its second connection for ever.
             _ if serialized => false,
+            // Without flushes, what clients see of each other's data is up to the backend.
+            Mode::Auto if ignoring => backend.multi_conn(),
             Mode::Emulate | Mode::Auto | Mode::Unsafe => true,
             Mode::Plugin => backend.multi_conn(),
             Mode::Disable => false,
         };
-        let is_true = can_flush || backend.read_only() || self.config.mode() == Mode::Unsafe;
+        let is_true =
+            can_flush || ignoring || backend.read_only() || self.config.mode() == Mode::Unsafe;
         if multi_conn && !is_true {
             return Err(OpenError::MultiConnWithoutFlush);
         }
         Ok(Advertised {
             multi_conn,
-            flush: can_flush,
+            flush: can_flush || ignoring,
             // When emulating, a write and a flush take the place of native FUA.
-            fua: can_flush || (backend.fua() && !emulated),
+            fua: can_flush || ignoring || (backend.fua() && !emulated),
         })
+    }
+
+    /// Whether clients can be told what the configuration says, when it says.
+    fn check_acknowledge(&self, backend: Backend) -> Result<(), OpenError> {
+        if backend.read_only() || backend.caches_nothing() {
+            return Ok(());
+        }
+        match self.config.acknowledge() {
+            Acknowledge::OnCompletion => Ok(()),
+            Acknowledge::WriteThrough if backend.flush() || backend.fua() => Ok(()),
+            Acknowledge::WriteThrough => Err(OpenError::CannotWriteThrough),
+            Acknowledge::OnReceipt if backend.flush() => Ok(()),
+            Acknowledge::OnReceipt => Err(OpenError::CannotReportLater),
+            Acknowledge::IgnoreFlush if self.config.mode() == Mode::Emulate => {
+                Err(OpenError::CannotIgnoreFlush)
+            }
+            Acknowledge::IgnoreFlush => Ok(()),
+        }
     }
 
     pub(super) fn path(&self, group: &Group<E, T>) -> Path {
         match self.config.mode() {
             Mode::Emulate => Path::Emulate,
             _ if group.covers_all() => Path::CoversAll,
+            Mode::Auto if self.config.acknowledge() == Acknowledge::IgnoreFlush => Path::Own,
             Mode::Auto if self.config.thread_model() != ThreadModel::SerializeConnections => {
                 Path::Emulate
             }
@@ -241,9 +275,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             _ => return Decision::Closed { tag },
         }
         if command.kind == CommandType::FLUSH {
-            self.client_flush(conn.0, None, tag)
+            self.flush_arrives(conn.0, None, tag)
         } else if command.fua && self.needs_preflush(conn.0, command) {
-            self.client_flush(conn.0, Some(command), tag)
+            self.flush_arrives(conn.0, Some(command), tag)
         } else {
             self.arrive(conn.0, command, tag)
         }
@@ -263,6 +297,11 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         if member.gate().happened() {
             return self.hold(key, command, tag);
+        }
+        if self.guards > 0
+            && let Some(range) = self.must_park(key, command)
+        {
+            return self.park(key, range, command, tag);
         }
         let mut range = None;
         if self.has_order(command) {
@@ -315,8 +354,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             self.relist(key);
         }
         let mut fua = Fua::No;
-        if command.fua && modification {
-            fua = self.fua(key);
+        let mut acknowledged = Stamp::NEVER;
+        if modification {
+            if command.fua || self.config.acknowledge() == Acknowledge::WriteThrough {
+                fua = self.fua(key);
+            }
+            acknowledged = self.acknowledge(key, command, now);
         }
         Some(Op {
             member: key,
@@ -324,6 +367,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             modification,
             range,
             fua,
+            acknowledged,
         })
     }
 
@@ -376,6 +420,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let decision = match (op.fua, result) {
             (Fua::Emulated, Ok(())) => self.flush_for_fua(key, op.generation, tag),
             (Fua::Stable, Ok(())) => self.show_to_others(key, tag),
+            _ if op.acknowledged() => {
+                self.settle_acknowledged(&op, result);
+                Decision::Answered { tag }
+            }
             _ => Decision::Reply { tag, result },
         };
         self.check_draining(key);
@@ -383,6 +431,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             self.recheck_order_over(group, range);
         }
         self.offer_turn(key);
+        self.advance_fence(key);
         self.try_release(key);
         decision
     }
@@ -528,7 +577,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 }
             }
             Decision::Reply { tag, result } => self.reply(key, tag, result),
-            Decision::Wait | Decision::Closed { .. } => {}
+            Decision::Wait | Decision::Answered { .. } | Decision::Closed { .. } => {}
         }
     }
 }

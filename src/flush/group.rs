@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::acknowledge::Unsettled;
 use super::clock::Stamp;
 use super::command::Command;
 use super::member::List;
@@ -146,6 +147,8 @@ pub(super) struct Group<E, T> {
     /// At most so many of these belonged to members that are gone.
     pub(super) orphans: u32,
     pub(super) order_waiting: Waiting<T>,
+    /// What others must not overtake.
+    pub(super) unsettled: Unsettled<T>,
 }
 
 impl<E, T> Group<E, T> {
@@ -176,6 +179,7 @@ impl<E, T> Group<E, T> {
             ranges: Ranges::default(),
             orphans: 0,
             order_waiting: Waiting::new(),
+            unsettled: Unsettled::new(),
         }
     }
 

@@ -194,6 +194,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         for need in served {
             self.serve(need, key, result);
         }
+        self.advance_fence(key);
         self.open_gate(key);
         self.recheck_order(group);
         self.offer_turn(key);
@@ -296,7 +297,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         // The handle is about to be closed, and what it could not write out goes with it.
         member.work_mut().gave_up = true;
         let group = member.group;
-        self.data_lost(group, why);
+        if self.others_rely_on(group) {
+            self.data_lost(group, why);
+        }
     }
 
     /// Nothing that was loaded until now may be served by the handle any more.

@@ -2,10 +2,9 @@
 
 use alloc::vec::Vec;
 
-use super::command::{Action, Conn};
+use super::command::{Action, Conn, Op};
 use super::config::{AfterFailure, Mode};
 use super::coordinator::{FlushCoordinator, Pending};
-use super::group::Path;
 use super::member::{List, Need, Phase};
 use super::slab::Key;
 use crate::wire::Errno;
@@ -64,11 +63,15 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             result = Err(Errno::EIO);
         }
         let needs = self.abandon(key);
+        if self.lose_acknowledged(key) {
+            self.data_lost(group, Errno::EIO);
+        }
         self.actions.push_back(Pending::Now(release));
         self.remove(key);
         for need in needs {
             self.serve(need, key, result);
         }
+        self.go_on_without(group);
         self.recheck_order(group);
     }
 
@@ -77,14 +80,32 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return Vec::new();
         };
-        let group = member.group;
-        let mut waiting: Vec<T> = member
-            .take_held()
-            .into_iter()
-            .map(|held| held.tag)
-            .collect();
-        waiting.extend(member.work_mut().calls.take_commands());
         let needs = member.work_mut().take_needs();
+        let (mut waiting, unexecuted) = self.take_waiting(key);
+        for (op, tag) in unexecuted {
+            self.forget_acknowledged(&op);
+            waiting.push(tag);
+        }
+        let flushes = |it: &Pending<C, T>| matches!(it, Pending::Flush(handle) if *handle == key);
+        self.actions.retain(|action| !flushes(action));
+        for tag in waiting {
+            self.reply(key, tag, Err(Errno::EIO));
+        }
+        needs
+    }
+
+    /// Removes everything that waits on a connection: commands and flushes, and commands that were
+    /// to be executed, but have not been taken, and never will be.
+    pub(super) fn take_waiting(&mut self, key: Key) -> (Vec<T>, Vec<(Op, T)>) {
+        let Some(member) = self.members.get_mut(key) else {
+            return (Vec::new(), Vec::new());
+        };
+        let group = member.group;
+        let held = member.take_held().into_iter();
+        let mut waiting: Vec<T> = held.map(|held| held.tag).collect();
+        if member.work().is_some() {
+            waiting.extend(member.work_mut().calls.take_commands());
+        }
         if let Some(group) = self.groups.get_mut(group) {
             let ours = group.order_waiting.take_of(key);
             waiting.extend(ours.into_iter().map(|wait| wait.tag));
@@ -97,6 +118,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 // Nobody is left who waits for what was lost, and later flushes need not.
                 group.waiting_failed = None;
             }
+            waiting.extend(group.unsettled.take_waiting(key));
         }
         let fuas = self.fuas.iter().filter(|(_, wait)| wait.member == key);
         for wait in fuas.map(|(wait, _)| wait).collect::<Vec<_>>() {
@@ -106,22 +128,18 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         for wait in own.map(|(wait, _)| wait).collect::<Vec<_>>() {
             waiting.extend(self.own.remove(wait).map(|wait| wait.tag));
         }
-        // Commands that were to be executed, but have not been taken, never will be.
+        let mut unexecuted = Vec::new();
         let actions = core::mem::take(&mut self.actions);
         for action in actions {
             match action {
                 Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
-                    waiting.push(tag);
+                    unexecuted.push((op, tag));
                 }
                 Pending::FailedFlush { member, tag, .. } if member == key => waiting.push(tag),
-                Pending::Flush(handle) if handle == key => {}
                 action => self.actions.push_back(action),
             }
         }
-        for tag in waiting {
-            self.reply(key, tag, Err(Errno::EIO));
-        }
-        needs
+        (waiting, unexecuted)
     }
 
     /// Releases a leaving connection if nothing holds it any more.
@@ -132,11 +150,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if member.phase != Phase::Leaving || !member.is_quiet() {
             return;
         }
-        let emulating = self
-            .groups
-            .get(member.group)
-            .is_some_and(|group| self.path(group) == Path::Emulate);
-        if emulating && !member.gave_up() && member.backend.flush() && self.is_uncovered(key) {
+        let awaited = self.others_rely_on(member.group) || self.is_fence(key);
+        if awaited && !member.gave_up() && member.backend.flush() && self.is_uncovered(key) {
             self.write_out(key, Need::Leave);
             return;
         }
@@ -146,6 +161,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         self.actions.push_back(Pending::Now(action));
         let group = member.group;
         self.remove(key);
+        self.recheck_parked(group);
         self.recheck_order(group);
     }
 
@@ -154,6 +170,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(group_key) = self.members.get(key).map(|member| member.group) else {
             return;
         };
+        self.lift_fence(group_key, key);
         for list in [List::Members, List::Dirty, List::Loaded] {
             self.list(key, list, false);
         }

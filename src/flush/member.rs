@@ -250,6 +250,11 @@ impl<T> Work<T> {
         !self.held.is_empty() && !self.awaits_gate()
     }
 
+    /// A last flush before the release is on its way.
+    pub(super) fn leaves(&self) -> bool {
+        self.joined.contains(&Need::Leave) || self.next.contains(&Need::Leave)
+    }
+
     fn is_idle(&self) -> bool {
         self.running.is_none()
             && !self.queued

@@ -50,7 +50,9 @@
 //!    be carried out in parallel and in any order, and events be reported in any order.
 //! 4. A finished backend flush: [`flushed`](FlushCoordinator::flushed).
 //! 5. The client is gone: [`disconnect`](FlushCoordinator::disconnect), and close the handle when
-//!    [`Action::Release`] comes. The handle itself is gone: [`lost`](FlushCoordinator::lost).
+//!    [`Action::Release`] comes. The client is gone, and may be back on another connection:
+//!    [`revoke`](FlushCoordinator::revoke). The handle itself is gone:
+//!    [`lost`](FlushCoordinator::lost).
 //!
 //! ```
 //! use nbd_proto::flush::{Action, Backend, Command, Config, Decision, FlushCoordinator, Mode};
@@ -120,18 +122,28 @@
 //!    (`a: W(x) ok`; `b: R` with FUA is answered from what b has cached before: the client that
 //!    asked for what is there now gets what was.)
 //! 8. **Coalescing.** Flushes that arrive during a round share the next one; a flush joins the
-//!    running round only if no modification completed after that round began. At most one round runs and
-//!    one waits per group.
-//! 9. **Minimality.** No handle is flushed that the rules above do not need.
+//!    running round only if no modification completed after that round began. At most one round
+//!    runs and one waits per group. (A flush that joins any round that runs: `a: F`'s round has
+//!    started to flush a; `a: W(x) ok`; `b: F` joins, `F ok`; x is lost.)
+//! 9. **Minimality.** No handle is flushed that the rules above do not need: `a: W(x) ok; b: F; c: F`
+//!    flushes a once, and b and c never. (This one costs time, not data.)
 //! 10. **Groups and connections are independent**: a backend flush that hangs delays only those who
-//!     must wait for it.
-//! 11. **Calls take turns** under [`ThreadModel::SerializeRequests`]: at most one command or one
+//!     must wait for it. (With one lock around all flushes: a disk that does not answer stops every
+//!     other export.)
+//! 11. **Nothing is forgotten.** In every reachable state each command and flush that was accepted
+//!     is answered once the backend answers what it was asked; a steady stream of reads or writes
+//!     starves nobody. (A flush that waits until nothing is executing: `a` always has a next write
+//!     in flight, and `b: F` is never answered.)
+//! 12. **Memory is bounded**: per connection a small constant, and ranges up to a
+//!     [cap](Config::with_max_ranges), beyond which they merge: more flushes, never fewer. What
+//!     waits is the clients' requests, which the caller bounds by what it reads from them.
+//! 13. **Calls take turns** under [`ThreadModel::SerializeRequests`]: at most one command or one
 //!     flush is under way on a handle, the others wait in the order in which they came, and have
 //!     not begun. One that finds, when it has its turn, that it has to wait for another handle
 //!     leaves its own to the next. (With a lock around the handle instead: `a: W(x) ok`; `b: W(y)
 //!     ok` elsewhere; `a: W` over y holds a's lock until b is written out, `b: W` over x holds b's
 //!     lock until a is. Nothing moves any more.)
-//! 12. **Loads are coherent** under [`Overlap::Coherent`]: a load waits until what others have
+//! 14. **Loads are coherent** under [`Overlap::Coherent`]: a load waits until what others have
 //!     modified in its range is written out, then until its handle has dropped what may be older;
 //!     while it waits, later modifications in its range wait behind it. (`b: R` caches the old data;
 //!     `a: W(x) ok`; `b: R` returns the old data, though x was written before.)
@@ -161,16 +173,55 @@
 //! touch a handle, or would not. A server whose flushes are slow finds the connection that they
 //! wait for with these.
 //!
-//! # Not yet here
+//! # Acknowledging
 //!
-//! Acknowledging before execution, and fencing of revoked connections. The enums are
-//! `non_exhaustive` to leave room for them.
+//! When a modification is answered is up to [`Acknowledge`]. By default it is when it has been
+//! executed. With [`WriteThrough`](Acknowledge::WriteThrough) it is treated as if it carried FUA.
+//!
+//! With [`OnReceipt`](Acknowledge::OnReceipt) it is answered when it begins, unless it carries FUA:
+//! [`Decision::Execute`] and [`Action::Execute`] come with an [`Op`] that is
+//! [`acknowledged`](Op::acknowledged), and `complete` says [`Decision::Answered`]. The promise
+//! counts from that answer. So, each with the schedule that breaks without it:
+//!
+//! - Whatever overlaps with an acknowledged modification that has not completed, reads included,
+//!   on whatever connection of the group, waits for its end, but for none that is acknowledged
+//!   later. (`a: W(x) ok`, executing; `a: R` comes before it in the backend, and returns what is
+//!   old.)
+//! - A flush waits until all that was acknowledged before it arrived has completed; only then does
+//!   it look for what there is to do, or join a round. (`a: W(x) ok`, executing; `b: F ok` finds
+//!   nothing to write out, or joins a round that began before; x is not on permanent storage.)
+//! - A failure is reported by the next flush, like a failed flush: to all who rely on what the
+//!   connection wrote, under [`AfterFailure::Retry`] once to each. (`a: W(x) ok`, then fails;
+//!   `a: F ok`; nobody ever hears that x is nowhere.)
+//! - A handle that is lost with such modifications has lost data, also where it would leave its
+//!   data in a cache that all share. (`a: W(x) ok`, executing; a's handle is gone; `b: F ok`.)
+//!
+//! Where each connection is on its own, flushes wait for, and report, what was acknowledged on
+//! their own connection.
+//!
+//! With [`IgnoreFlush`](Acknowledge::IgnoreFlush) the backend is never flushed, flush and FUA are
+//! advertised and answered with success, and **a crash loses data**. Multi-conn is advertised where
+//! data is visible to all without a flush: if the backend has it (in [`Mode::Auto`] and
+//! [`Mode::Plugin`]), or, in [`Mode::Emulate`], if all handles of the group cache nothing or all are
+//! read-only; and always in [`Mode::Unsafe`].
+//!
+//! # Clients that come back
+//!
+//! A client that loses its connection may send again, on a new one, what was not answered, while
+//! the old handle still executes it. (`a: W(x)` is executing, a's network fails; the client
+//! connects as b; `b: W(x) ok`; `b: W(y) ok` at the same place; a's write ends, or its cache is
+//! written back; y was acknowledged, and x is there.) With [`revoke`](FlushCoordinator::revoke), b's
+//! first write is not begun before a's has ended and is written out. That holds in every mode: where
+//! the ranges of modifications are known, only those that overlap wait, else all of the group.
+//! Reads do not wait, for a client that was not answered can expect old data and new.
 
+mod acknowledge;
 mod clock;
 mod coherent;
 mod command;
 mod config;
 mod coordinator;
+mod fence;
 mod fua;
 mod group;
 mod handle;
@@ -188,8 +239,8 @@ mod waiting;
 
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{
-    Advertised, AfterFailure, Backend, Config, FuaOnReads, Grouping, Mode, OpenError, Overlap,
-    ThreadModel, TrackDirty, UnknownValue,
+    Acknowledge, Advertised, AfterFailure, Backend, Config, FuaOnReads, Grouping, Mode, OpenError,
+    Overlap, ThreadModel, TrackDirty, UnknownValue,
 };
 pub use coordinator::FlushCoordinator;
 pub use observe::{Counters, Explanation, Uncovered};

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::clock::Stamp;
 use super::command::{Command, Decision};
-use super::config::{AfterFailure, TrackDirty};
+use super::config::{Acknowledge, AfterFailure, TrackDirty};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::{Group, Path, Round, Step, Waiter};
 use super::member::{List, Member, Need, Phase, Running};
@@ -18,12 +18,16 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get(key) else {
             return Decision::Closed { tag };
         };
+        let group = member.group;
+        if self.config.acknowledge() == Acknowledge::IgnoreFlush {
+            self.count(group, |counters| counters.flushes += 1);
+            return self.answer_now(group, key, then, tag);
+        }
         if member.backend.cannot_flush() {
             // proto.md "Request types": it was not advertised, and MUST NOT be sent.
             let result = Err(Errno::EINVAL);
             return Decision::Reply { tag, result };
         }
-        let group = member.group;
         let Some(path) = self.groups.get(group).map(|group| self.path(group)) else {
             return Decision::Closed { tag };
         };
@@ -69,7 +73,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 
-    fn count_pending(&mut self, key: Key) {
+    pub(super) fn count_pending(&mut self, key: Key) {
         if let Some(member) = self.members.get_mut(key) {
             member.pending += 1;
         }

@@ -6,6 +6,7 @@
 //! another handle's overlapping modification) leaves the handle to the next one.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use super::command::{Action, Command, Decision};
 use super::config::ThreadModel;
@@ -20,7 +21,7 @@ enum Call<T> {
     Command(Held<T>),
     /// The flush that was asked for, for whoever needs it by the time it starts.
     Flush,
-    /// The first modification of the handle that has waited for others', and need not any more.
+    /// Commands of the handle that have waited for others' modifications, and need not any more.
     Ordered,
 }
 
@@ -47,13 +48,16 @@ impl<T> Calls<T> {
         self.waiting.is_empty()
     }
 
-    /// The commands among them.
-    pub(super) fn take_commands(&mut self) -> impl Iterator<Item = T> {
-        let waiting = core::mem::take(&mut self.waiting).into_iter();
-        waiting.filter_map(|call| match call {
-            Call::Command(held) => Some(held.tag),
-            Call::Flush | Call::Ordered => None,
-        })
+    /// Removes the commands from among them.
+    pub(super) fn take_commands(&mut self) -> Vec<T> {
+        let mut commands = Vec::new();
+        for call in core::mem::take(&mut self.waiting) {
+            match call {
+                Call::Command(held) => commands.push(held.tag),
+                Call::Flush | Call::Ordered => self.waiting.push_back(call),
+            }
+        }
+        commands
     }
 
     pub(super) fn flush(&mut self) {
@@ -166,7 +170,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 let decision = self.admit(key, held.command, held.tag, LAST);
                 self.act(key, decision);
             }
-            Some(Call::Ordered) => self.recheck_order(group),
+            Some(Call::Ordered) => {
+                self.recheck_order(group);
+                self.recheck_parked(group);
+            }
             None => {}
         }
         self.offer_turn(key);

@@ -1,8 +1,10 @@
 //! The coordinator against a model of clients and backends.
 
+mod acknowledge;
 mod coherent;
 mod counters;
 mod failures;
+mod fence;
 mod hazards;
 mod kinds;
 mod liveness;

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use nbd_proto::flush::{
-    AfterFailure, Backend, Command, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty,
+    Acknowledge, AfterFailure, Backend, Command, Config, FuaOnReads, Mode, Overlap, ThreadModel,
+    TrackDirty,
 };
 use nbd_proto::wire::CommandType;
 
@@ -48,12 +49,48 @@ enum Step {
     Lose {
         conn: usize,
     },
+    Revoke {
+        conn: usize,
+    },
+}
+
+impl Step {
+    fn without_faults(self) -> Self {
+        match self {
+            Self::Finish { which, .. } => {
+                let fails = false;
+                Self::Finish { which, fails }
+            }
+            Self::FinishFlush { which, .. } => {
+                let fault = None;
+                Self::FinishFlush { which, fault }
+            }
+            Self::Lose { conn } => Self::Disconnect { conn },
+            other => other,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Freedom {
     faults: bool,
     leaving: bool,
+    revoking: bool,
+}
+
+impl Freedom {
+    const fn new(faults: bool, leaving: bool) -> Self {
+        Self {
+            faults,
+            leaving,
+            revoking: false,
+        }
+    }
+
+    const fn with_revoking(mut self) -> Self {
+        self.revoking = true;
+        self
+    }
 }
 
 fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
@@ -88,6 +125,11 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
     });
     let faults = u32::from(freedom.faults);
     let leaving = u32::from(freedom.leaving);
+    let revoked = prop::bool::weighted(if freedom.revoking { 0.75 } else { 0.0 });
+    let end = (any::<usize>(), revoked).prop_map(|(conn, revoked)| match revoked {
+        true => Step::Revoke { conn },
+        false => Step::Disconnect { conn },
+    });
     let fault = prop_oneof![
         12 => Just(None),
         faults => prop_oneof![Just(Some(Fault::Keep)), Just(Some(Fault::Drop))],
@@ -104,7 +146,7 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
             .prop_map(|(conn, cell)| Step::WriteBack { conn, cell }),
         leaving => Just(Step::Connect),
         leaving => Just(Step::Opened),
-        leaving => any::<usize>().prop_map(|conn| Step::Disconnect { conn }),
+        leaving * if freedom.revoking { 4 } else { 1 } => end,
         leaving * faults => any::<usize>().prop_map(|conn| Step::Lose { conn }),
     ]
 }
@@ -178,7 +220,7 @@ fn apply(world: &mut World, step: Step, policy: AfterFailure) {
             }
         }
         Step::Connect => {
-            if world.connections.len() < 6 {
+            if world.connections.len() < 8 {
                 world.connect(0);
             }
         }
@@ -197,6 +239,14 @@ fn apply(world: &mut World, step: Step, policy: AfterFailure) {
         Step::Lose { conn } => {
             if let Some(conn) = pick(&usable, conn) {
                 world.lose(conn);
+            }
+        }
+        Step::Revoke { conn } => {
+            let there: Vec<usize> = (0..world.connections.len())
+                .filter(|&at| !world.connections[at].released)
+                .collect();
+            if let Some(conn) = pick(&there, conn) {
+                world.revoke(conn);
             }
         }
     }
@@ -228,16 +278,22 @@ fn run_mixed(
     world.self_coherent = self_coherent;
     world.load_on_open = load_on_open;
     world.some_through = some_through;
+    play(world, connections, steps);
+}
+
+fn play(mut world: World, connections: usize, steps: &[Step]) {
+    let policy = world.coordinator.config().after_failure();
     for _ in 0..connections {
         world.open();
     }
     for &step in steps {
-        apply(&mut world, step, config.after_failure());
+        apply(&mut world, step, policy);
     }
     counters::check(&world);
     world.settle();
     counters::check(&world);
-    counters::check_explanations(&mut world, true);
+    let emulated = !world.own && !world.shared;
+    counters::check_explanations(&mut world, emulated);
     let last = (0..world.connections.len())
         .find(|&at| world.connections[at].open && !world.connections[at].leaving);
     if let Some(last) = last {
@@ -255,6 +311,48 @@ fn run_mixed(
     }
     world.settle();
     world.check_all_answered();
+}
+
+/// How flushes work, from the shape of caches and the mode.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Emulate,
+    Shared,
+    Own,
+}
+
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![
+        2 => Just(Way::Emulate),
+        1 => Just(Way::Shared),
+        1 => Just(Way::Own),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = AfterFailure> {
+    prop_oneof![Just(AfterFailure::Sticky), Just(AfterFailure::Retry)]
+}
+
+fn world(config: Config, way: Way, (self_coherent, load_on_open): (bool, bool)) -> World {
+    let shared = matches!(way, Way::Shared);
+    // Where a connection is on its own, nobody invalidates what it has cached.
+    let self_coherent = self_coherent || matches!(way, Way::Own);
+    let mode = match way {
+        Way::Emulate | Way::Shared => Mode::Auto,
+        Way::Own => Mode::Plugin,
+    };
+    let backend = caching()
+        .with_multi_conn(shared)
+        .with_self_coherent(self_coherent)
+        .with_loads_on_open(load_on_open);
+    let mut world = World::new(config.with_mode(mode), backend);
+    world.self_coherent = self_coherent;
+    world.load_on_open = load_on_open && !shared;
+    world.shared = shared;
+    world.own = matches!(way, Way::Own);
+    // Outside emulation only a shared cache keeps an order.
+    world.unordered = world.own || (config.overlap() == Overlap::Ignore && !shared);
+    world
 }
 
 fn caching() -> Backend {
@@ -285,7 +383,7 @@ proptest! {
     fn the_promise_holds(
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
-        steps in prop::collection::vec(step(Freedom { faults: false, leaving: false }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(false, false)), 1..120),
     ) {
         let config = Config::new().with_mode(Mode::Emulate).with_track_dirty(level);
         run(config, caching(), setup, &steps);
@@ -296,7 +394,7 @@ proptest! {
     fn the_promise_holds_while_connections_come_and_go(
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
-        steps in prop::collection::vec(step(Freedom { faults: false, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(false, true)), 1..120),
     ) {
         let config = Config::new().with_track_dirty(level);
         run(config, caching(), setup, &steps);
@@ -308,7 +406,7 @@ proptest! {
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
         retry in any::<bool>(),
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
         let config = Config::new().with_track_dirty(level).with_after_failure(policy);
@@ -324,7 +422,7 @@ proptest! {
         shared in any::<bool>(),
         setup in (1..4usize, any::<bool>(), any::<bool>()),
         level in level(),
-        steps in prop::collection::vec(step(Freedom { faults: false, leaving: true }), 1..80),
+        steps in prop::collection::vec(step(Freedom::new(false, true)), 1..80),
     ) {
         let config = Config::new().with_mode(mode).with_track_dirty(level);
         let (connections, self_coherent, loads_on_open) = setup;
@@ -352,7 +450,7 @@ proptest! {
         setup in (2..4usize, any::<bool>(), any::<bool>()),
         max_ranges in 1..4u32,
         granule in 1..4u32,
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let config = Config::new().with_max_ranges(max_ranges).with_granule(granule);
         run(config, caching(), setup, &steps);
@@ -364,7 +462,7 @@ proptest! {
         setup in (2..5usize, any::<bool>(), any::<bool>()),
         level in level(),
         granule in 1..3u32,
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let config = Config::new().with_track_dirty(level).with_granule(granule).with_max_ranges(2);
         run_mixed(config, caching(), setup, true, &steps);
@@ -381,7 +479,7 @@ proptest! {
         some_through in prop::bool::weighted(0.2),
         faults in any::<bool>(),
         steps in prop::bool::ANY.prop_flat_map(|leaving| {
-            prop::collection::vec(step(Freedom { faults: true, leaving }), 1..120)
+            prop::collection::vec(step(Freedom::new(true, leaving)), 1..120)
         }),
     ) {
         let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
@@ -403,7 +501,7 @@ proptest! {
         serialized in any::<bool>(),
         retry in any::<bool>(),
         faults in any::<bool>(),
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
         let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
@@ -427,7 +525,7 @@ proptest! {
         retry in any::<bool>(),
         some_through in prop::bool::weighted(0.2),
         faults in any::<bool>(),
-        steps in prop::collection::vec(step(Freedom { faults: true, leaving: true }), 1..120),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
     ) {
         let policy = if retry { AfterFailure::Retry } else { AfterFailure::Sticky };
         let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
@@ -440,5 +538,108 @@ proptest! {
             .with_after_failure(policy);
         let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
         run_mixed(config, caching(), setup, some_through, &steps);
+    }
+
+    /// Writes are answered when they begin.
+    #[test]
+    fn the_promise_holds_from_acknowledgement_on_receipt(
+        (way, policy, level) in (way(), policy(), level()),
+        (connections, shape) in (1..4usize, any::<(bool, bool)>()),
+        (granule, max_ranges) in prop_oneof![3 => Just((1, 1024)), 1 => (1..4u32, 1..4u32)],
+        some_through in prop::bool::weighted(0.2),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
+    ) {
+        let config = Config::new()
+            .with_acknowledge(Acknowledge::OnReceipt)
+            .with_track_dirty(level)
+            .with_after_failure(policy)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges);
+        let mut world = world(config, way, shape);
+        world.some_through = some_through && matches!(way, Way::Emulate);
+        play(world, connections, &steps);
+    }
+
+    /// A client reads what it was told is written, on receipt or on completion.
+    #[test]
+    fn a_connection_reads_what_it_was_told_is_written(
+        (way, on_receipt, level) in (way(), prop::bool::weighted(0.8), level()),
+        (connections, load_on_open) in (1..4usize, any::<bool>()),
+        steps in prop::collection::vec(step(Freedom::new(false, true)), 1..120),
+    ) {
+        let when = if on_receipt { Acknowledge::OnReceipt } else { Acknowledge::OnCompletion };
+        let config = Config::new().with_acknowledge(when).with_track_dirty(level);
+        let mut world = world(config, way, (true, load_on_open));
+        world.reads_back = true;
+        play(world, connections, &steps);
+    }
+
+    /// Every modification is as if it carried FUA.
+    #[test]
+    fn what_is_answered_is_stable_with_write_through(
+        (way, policy, level) in (way(), policy(), level()),
+        (connections, shape) in (1..4usize, any::<(bool, bool)>()),
+        steps in prop::collection::vec(step(Freedom::new(true, true)), 1..120),
+    ) {
+        let config = Config::new()
+            .with_acknowledge(Acknowledge::WriteThrough)
+            .with_track_dirty(level)
+            .with_after_failure(policy);
+        let mut world = world(config, way, shape);
+        world.stable = true;
+        play(world, connections, &steps);
+    }
+
+    /// Clients vanish, and send again through others what was not answered.
+    #[test]
+    fn no_late_write_of_a_revoked_connection_reverts_newer_data(
+        (way, policy, level) in (way(), policy(), level()),
+        (on_receipt, ordered, faults) in any::<(bool, bool, bool)>(),
+        (connections, shape) in (2..5usize, any::<(bool, bool)>()),
+        steps in prop::collection::vec(step(Freedom::new(true, true).with_revoking()), 1..120),
+    ) {
+        let when = if on_receipt { Acknowledge::OnReceipt } else { Acknowledge::OnCompletion };
+        let overlap = if ordered { Overlap::OrderWrites } else { Overlap::Ignore };
+        let config = Config::new()
+            .with_acknowledge(when)
+            .with_overlap(overlap)
+            .with_track_dirty(level)
+            .with_after_failure(policy);
+        let mut world = world(config, way, (shape.0 || !faults, shape.1));
+        world.reads_back = !faults;
+        let calm = |step: &Step| if faults { *step } else { step.without_faults() };
+        play(world, connections, &steps.iter().map(calm).collect::<Vec<_>>());
+    }
+
+    /// All options at once, in every combination.
+    #[test]
+    fn the_promise_holds_whatever_is_configured(
+        (way, policy, level) in (way(), policy(), level()),
+        overlap in prop_oneof![
+            Just(Overlap::OrderWrites), Just(Overlap::Coherent), Just(Overlap::Ignore),
+        ],
+        acknowledge in prop_oneof![
+            Just(Acknowledge::OnCompletion), Just(Acknowledge::OnReceipt),
+            Just(Acknowledge::WriteThrough),
+        ],
+        (serialized, preflush, faults) in any::<(bool, bool, bool)>(),
+        (granule, max_ranges) in prop_oneof![3 => Just((1, 1024)), 1 => (1..4u32, 1..4u32)],
+        (connections, shape) in (1..5usize, any::<(bool, bool)>()),
+        steps in prop::collection::vec(step(Freedom::new(true, true).with_revoking()), 1..120),
+    ) {
+        let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
+        let reads = if preflush { FuaOnReads::Preflush } else { FuaOnReads::Ignore };
+        let config = Config::new()
+            .with_overlap(overlap)
+            .with_acknowledge(acknowledge)
+            .with_thread_model(model)
+            .with_fua_on_reads(reads)
+            .with_track_dirty(level)
+            .with_after_failure(policy)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges);
+        let world = world(config, way, shape);
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        play(world, connections, &steps);
     }
 }

@@ -86,6 +86,11 @@ pub(crate) struct Sent {
     must_see: Vec<Id>,
     /// Its connection was gone before it was answered.
     pub(crate) abandoned: bool,
+    /// It was answered with success when it began, and has not ended.
+    unsettled: bool,
+    /// It was answered with success, but then was not executed: the connections whose flushes
+    /// have told so.
+    failed_late: Option<Vec<usize>>,
 }
 
 pub(crate) struct Connection {
@@ -103,6 +108,8 @@ pub(crate) struct Connection {
     /// A client was told of that; no retry brings it back, and no later flush answers for it.
     reported: bool,
     pub(crate) advertised: Option<Advertised>,
+    /// When it was revoked: its client does not wait for answers any more.
+    revoked: Option<Time>,
 }
 
 /// The model. Steps are taken by its methods, in any order that a caller likes.
@@ -135,6 +142,19 @@ pub(crate) struct World {
     pub(crate) promises: bool,
     /// A handle is never called while a command executes or a flush runs on it.
     one_call_at_a_time: bool,
+    /// All connections use one cache, which one flush covers.
+    pub(crate) shared: bool,
+    /// Every connection is on its own: flushes cover what it has written itself.
+    pub(crate) own: bool,
+    /// What different connections write to the same place has no order without a flush.
+    pub(crate) unordered: bool,
+    /// Every modification is stable when it is answered.
+    pub(crate) stable: bool,
+    /// Connections whose commands in flight are to be brought to an end.
+    pub(crate) cancels: Vec<usize>,
+    /// A connection always reads what it was told is written: nothing fails, and handles are
+    /// coherent with themselves.
+    pub(crate) reads_back: bool,
 }
 
 impl World {
@@ -155,6 +175,8 @@ impl World {
                 executed: true,
                 must_see: Vec::new(),
                 abandoned: false,
+                unsettled: false,
+                failed_late: None,
             }],
             executing: Vec::new(),
             flushing: Vec::new(),
@@ -169,6 +191,12 @@ impl World {
             some_through: false,
             promises: true,
             one_call_at_a_time: config.thread_model() == ThreadModel::SerializeRequests,
+            shared: false,
+            own: false,
+            unordered: false,
+            stable: false,
+            cancels: Vec::new(),
+            reads_back: false,
         }
     }
 
@@ -211,6 +239,7 @@ impl World {
             lost_data: false,
             reported: false,
             advertised: None,
+            revoked: None,
         });
         index
     }
@@ -249,12 +278,31 @@ impl World {
         let conn = self.connections[index].conn;
         self.connections[index].leaving = true;
         self.close(index);
+        for it in &self.executing {
+            if it.op.conn() == conn && it.op.acknowledged() {
+                self.sent[it.id].unsettled = false;
+                self.sent[it.id].failed_late = Some(Vec::new());
+            }
+        }
         self.executing.retain(|it| it.op.conn() != conn);
         self.flushing.retain(|it| it.conn != index);
         self.coordinator.lost(conn);
         self.poll();
         // What was executing is the caller's to answer.
         self.abandon(index);
+    }
+
+    /// The client is gone; what it sends again through others counts as sent later.
+    pub(crate) fn revoke(&mut self, index: usize) {
+        let now = self.tick();
+        let connection = &mut self.connections[index];
+        connection.leaving = true;
+        connection.revoked.get_or_insert(now);
+        self.coordinator.revoke(connection.conn);
+        if !connection.open {
+            connection.released = true;
+            connection.handle = None;
+        }
     }
 
     fn abandon(&mut self, index: usize) {
@@ -267,6 +315,9 @@ impl World {
 
     /// The handle is closed, and drops what it has cached.
     fn close(&mut self, index: usize) {
+        if self.shared {
+            return;
+        }
         let connection = &mut self.connections[index];
         if let Some(handle) = connection.handle.take() {
             connection.dropped |= handle.cache.values().any(|cell| cell.dirty);
@@ -285,22 +336,32 @@ impl World {
         let id = self.sent.len();
         let invoked = self.tick();
         let covers = if command.kind == CommandType::FLUSH || self.has_preflush(command) {
-            self.answered_modifications()
+            self.answered_modifications(index)
         } else {
             Vec::new()
         };
         let must_see = self.must_see(index, command);
+        let mut floor = self.floor.clone();
+        if self.own {
+            let ours = |&id: &Id| self.sent[id].conn == index;
+            floor.values_mut().for_each(|ids| ids.retain(ours));
+        }
+        if self.reads_back && command.kind == CommandType::READ {
+            self.raise_to_own(&mut floor, index);
+        }
         self.sent.push(Sent {
             conn: index,
             command,
             invoked,
             reply: None,
             data: BTreeMap::new(),
-            floor: self.floor.clone(),
+            floor,
             covers,
             executed: false,
             must_see,
             abandoned: false,
+            unsettled: false,
+            failed_late: None,
         });
         let conn = self.connections[index].conn;
         let decision = self.coordinator.command(conn, command, id);
@@ -338,7 +399,7 @@ impl World {
         if !coherent || command.kind != CommandType::READ {
             return Vec::new();
         }
-        let mut must_see = self.answered_modifications();
+        let mut must_see = self.answered_modifications(index);
         must_see.retain(|&id| self.self_coherent || self.sent[id].conn != index);
         must_see
     }
@@ -366,9 +427,26 @@ impl World {
         self.failure_reported = None;
     }
 
-    fn answered_modifications(&self) -> Vec<Id> {
+    /// What was acknowledged to a connection is as good as executed for what it reads.
+    fn raise_to_own(&self, floor: &mut BTreeMap<u64, Vec<Id>>, index: usize) {
+        let everyone = self.shared || self.connections[index].through;
+        for (id, sent) in self.sent.iter().enumerate().skip(1) {
+            let ours = everyone || sent.conn == index;
+            let done = matches!(sent.reply, Some((_, Ok(()))));
+            if ours && done && sent.command.kind.is_modification() {
+                let Command { offset, length, .. } = sent.command;
+                for cell in offset..offset + length {
+                    floor.entry(cell).or_default().push(id);
+                }
+            }
+        }
+    }
+
+    /// What a flush has to cover.
+    fn answered_modifications(&self, index: usize) -> Vec<Id> {
         let modifications = self.sent.iter().enumerate().skip(self.forgiven.max(1));
         modifications
+            .filter(|(_, sent)| !self.own || sent.conn == index)
             .filter(|(_, sent)| sent.command.kind.is_modification())
             .filter(|(_, sent)| matches!(sent.reply, Some((_, Ok(())))))
             .map(|(id, _)| id)
@@ -388,6 +466,14 @@ impl World {
         match decision {
             Decision::Execute { op, tag } => self.start(op, tag, load),
             Decision::Reply { tag, result } => self.answer(tag, result),
+            Decision::Answered { tag } => {
+                let sent = &mut self.sent[tag];
+                assert!(
+                    sent.unsettled,
+                    "command {tag} was not answered when it began"
+                );
+                sent.unsettled = false;
+            }
             Decision::Wait => {}
             Decision::Closed { tag } => self.sent[tag].abandoned = true,
             other => panic!("unknown decision {other:?}"),
@@ -404,12 +490,25 @@ impl World {
         );
         sent.reply = Some((now, result));
         let (command, executed) = (sent.command, sent.executed);
+        if result == Err(Errno::ESHUTDOWN) {
+            let revoked = self.connections[sent.conn].revoked;
+            assert!(revoked.is_some(), "command {id} was cancelled");
+            return;
+        }
         if result.is_err() {
             let flush_failed = self.has_preflush(command) && !executed;
             if command.kind == CommandType::FLUSH || flush_failed {
                 self.failure_reported = Some(self.sent.len());
                 for connection in &mut self.connections {
                     connection.reported |= connection.dropped;
+                }
+                let conn = self.sent[id].conn;
+                for told in self
+                    .sent
+                    .iter_mut()
+                    .filter_map(|it| it.failed_late.as_mut())
+                {
+                    told.push(conn);
                 }
             }
             return;
@@ -427,7 +526,7 @@ impl World {
                 self.raise_floor_to_covered(id);
             }
             CommandType::READ => self.check_read(id),
-            kind if kind.is_modification() && command.fua => self.raise_floor(id),
+            kind if kind.is_modification() && (command.fua || self.stable) => self.raise_floor(id),
             _ => {}
         }
     }
@@ -437,6 +536,20 @@ impl World {
     /// From now on nothing older than what this flush covers may be seen.
     fn raise_floor_to_covered(&mut self, id: Id) {
         for covered in self.sent[id].covers.clone() {
+            if let Some(told) = &self.sent[covered].failed_late {
+                let conn = self.sent[id].conn;
+                let came_later = self.sent.iter().position(|it| it.conn == conn);
+                let came_later = came_later > Some(covered) && !told.is_empty();
+                assert!(
+                    told.contains(&conn) || came_later || !self.promises,
+                    "flush {id} hides that {covered} has failed"
+                );
+                continue;
+            }
+            assert!(
+                !self.sent[covered].unsettled,
+                "flush {id} overtook {covered}"
+            );
             if !self.connections[self.sent[covered].conn].reported {
                 self.raise_floor(covered);
             }
@@ -454,15 +567,23 @@ impl World {
         }
     }
 
-    /// Whether a value was certainly overwritten by one of these commands: it had been answered
-    /// before that one was sent.
+    /// Whether a value was certainly overwritten by one of these commands: it had been answered,
+    /// or its connection been revoked, before that one was sent.
     fn is_older(&self, value: Id, floor: &[Id]) -> bool {
-        // A write that failed, or is not answered, may take effect at any time.
-        let Some((answered, Ok(()))) = self.sent[value].reply else {
-            return false;
+        let old = &self.sent[value];
+        let revoked = self.connections.get(old.conn).and_then(|it| it.revoked);
+        let answered = match old.reply {
+            Some((answered, Ok(()))) => Some(answered),
+            // A write that failed, or is not answered, may take effect at any time.
+            _ => None,
         };
-        let mut floor = floor.iter();
-        floor.any(|&id| id != value && answered < self.sent[id].invoked)
+        let mut floor = floor.iter().filter(|&&id| id != value);
+        floor.any(|&id| {
+            let new = &self.sent[id];
+            let in_order = !self.unordered || value == 0 || old.conn == new.conn;
+            (in_order && answered.is_some_and(|at| at < new.invoked))
+                || revoked.is_some_and(|at| at < new.invoked)
+        })
     }
 
     fn check_read(&self, id: Id) {
@@ -478,8 +599,10 @@ impl World {
                 sent.conn
             );
             let covers = |id: &Id| {
-                let Sent { conn, command, .. } = &self.sent[*id];
-                (command.offset..command.offset + command.length).contains(cell)
+                let sent = &self.sent[*id];
+                let Sent { conn, command, .. } = sent;
+                sent.failed_late.is_none()
+                    && (command.offset..command.offset + command.length).contains(cell)
                     && !self.connections[*conn].lost_data
             };
             let written: Vec<Id> = sent.must_see.iter().copied().filter(covers).collect();
@@ -523,18 +646,27 @@ impl World {
     fn start(&mut self, op: Op, id: Id, load: Load) {
         self.check_calls(self.sent[id].conn);
         self.sent[id].executed = true;
+        if op.acknowledged() {
+            self.answer(id, Ok(()));
+            self.sent[id].unsettled = true;
+        }
         let Command { offset, length, .. } = self.sent[id].command;
         let cells = match load {
             Load::Everything => 0..CELLS,
             Load::Early | Load::Late => offset..offset + length,
         };
         let mut fetched = BTreeMap::new();
-        if load != Load::Late {
+        if load != Load::Late && !self.shared {
             fetched = cells
                 .map(|cell| (cell, self.store[cell as usize]))
                 .collect();
         }
         self.executing.push(Executing { op, id, fetched });
+    }
+
+    /// Whose handle's cache a connection uses.
+    fn handle_of(&self, index: usize) -> usize {
+        if self.shared { 0 } else { index }
     }
 
     /// Finds a command that is being executed.
@@ -550,10 +682,16 @@ impl World {
         let Executing { op, id, fetched } = self.executing.remove(at);
         let Sent { conn, command, .. } = self.sent[id].clone();
         let Command { offset, length, .. } = command;
+        if op.acknowledged() && result.is_err() {
+            self.sent[id].failed_late = Some(Vec::new());
+            let decision = self.coordinator.complete(op, id, result);
+            return self.decide(decision, Load::Late);
+        }
         if self.connections[conn].through {
             return self.finish_through(op, id, result);
         }
-        let handle = self.connections[conn].handle.as_mut().expect("not closed");
+        let at = self.handle_of(conn);
+        let handle = self.connections[at].handle.as_mut().expect("not closed");
         for (cell, id) in fetched {
             let cached = Cell { id, dirty: false };
             handle.cache.entry(cell).or_insert(cached);
@@ -610,7 +748,7 @@ impl World {
                 Action::Execute { op, tag, .. } => self.start(op, tag, self.load),
                 Action::Flush { key, flush } => {
                     self.check_calls(key);
-                    let handle = self.connections[key].handle.as_ref();
+                    let handle = self.connections[self.handle_of(key)].handle.as_ref();
                     assert!(!self.connections[key].through, "it has nothing to flush");
                     let before = handle.expect("not closed").cache.clone();
                     self.flushes.push(key);
@@ -621,6 +759,10 @@ impl World {
                     });
                 }
                 Action::Reply { tag, result, .. } => self.answer(tag, result),
+                Action::Cancel { key } => {
+                    assert!(self.connections[key].revoked.is_some());
+                    self.cancels.push(key);
+                }
                 Action::Release { key } => {
                     assert!(!self.connections[key].released, "released twice");
                     self.connections[key].released = true;
@@ -653,7 +795,8 @@ impl World {
             flush,
             before,
         } = self.flushing.remove(at);
-        let handle = self.connections[conn].handle.as_mut().expect("not closed");
+        let at = self.handle_of(conn);
+        let handle = self.connections[at].handle.as_mut().expect("not closed");
         match fault {
             Some(Fault::Keep) => {}
             // Also what was put there while it ran.
@@ -663,8 +806,13 @@ impl World {
             }
             None => {
                 for (cell, old) in before {
-                    if old.dirty {
-                        self.store[cell as usize] = old.id;
+                    let cached = handle.cache.get(&cell).filter(|it| it.dirty);
+                    match cached {
+                        // Another flush of the same cache may have been faster.
+                        Some(newer) if self.shared => self.store[cell as usize] = newer.id,
+                        None if self.shared => {}
+                        _ if old.dirty => self.store[cell as usize] = old.id,
+                        _ => {}
                     }
                     if handle.cache.get(&cell).is_some_and(|it| it.id == old.id) {
                         handle.cache.remove(&cell);
@@ -694,7 +842,11 @@ impl World {
         let Some(handle) = &mut self.connections[index].handle else {
             return;
         };
-        if self.flushing.iter().any(|it| it.conn == index) {
+        if self
+            .flushing
+            .iter()
+            .any(|it| self.shared || it.conn == index)
+        {
             return;
         }
         if let Some(cached) = handle.cache.get_mut(&cell)

@@ -84,6 +84,7 @@ fn arguments_that_make_no_sense_are_named() {
         (&["--port", "0", "--size", "lots", "memory"][..], "lots"),
         (&["--port", "0", "--multi-conn", "sometimes"], "sometimes"),
         (&["--port", "0", "--track-dirty", "rarely"], "rarely"),
+        (&["--port", "0", "--acknowledge", "never"], "never"),
         (&["--port", "99999"], "99999"),
         (&["--port", "0", "--delay-write", "-1"], "-1"),
         (&["--port", "0", "tape"], "tape"),

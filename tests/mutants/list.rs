@@ -16,8 +16,10 @@ pub(crate) struct Mutant {
     pub(crate) caught_by: &'static [&'static str],
 }
 
+const ACKNOWLEDGE: &str = "src/flush/acknowledge.rs";
 const COHERENT: &str = "src/flush/coherent.rs";
 const COORDINATOR: &str = "src/flush/coordinator.rs";
+const FENCE: &str = "src/flush/fence.rs";
 const FUA: &str = "src/flush/fua.rs";
 const HANDLE: &str = "src/flush/handle.rs";
 const LEAVE: &str = "src/flush/leave.rs";
@@ -453,8 +455,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "a leaving connection is released without being written out",
         edits: &[Edit {
             file: LEAVE,
-            find: "if emulating && !member.gave_up() && member.backend.flush() && self.is_uncovered(key) {",
-            replace: "if emulating && member.gave_up && member.backend.flush() && self.is_uncovered(key) {",
+            find: "if awaited && !member.gave_up() && member.backend.flush() && self.is_uncovered(key) {",
+            replace: "if awaited && member.gave_up() && member.backend.flush() && self.is_uncovered(key) {",
         }],
         caught_by: &[
             "hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
@@ -1289,5 +1291,323 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: ".filter(|&place| place < before || true)",
         }],
         caught_by: &["liveness::of_those_that_wait_for_each_other_the_first_begins"],
+    },
+    // When modifications are acknowledged.
+    Mutant {
+        name: "on receipt: reads overtake acknowledged writes",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "let parks = unsettled.overlaps(range)\n",
+            replace: "let parks = (modifies && unsettled.overlaps(range))\n",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_read_that_overlaps_an_acknowledged_write_waits_for_it",
+        ],
+    },
+    Mutant {
+        name: "on receipt: writes overtake acknowledged writes",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "let parks = unsettled.overlaps(range)\n",
+            replace: "let parks = (!modifies && unsettled.overlaps(range))\n",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::writes_that_overlap_an_acknowledged_write_wait_their_turn",
+        ],
+    },
+    Mutant {
+        name: "on receipt: writes overtake commands that wait",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "|| (modifies && unsettled.parked.iter().any(|it| it.range.overlaps(range)));",
+            replace: ";",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_steady_writer_does_not_starve_a_reader",
+            "acknowledge::on_receipt::writes_that_overlap_an_acknowledged_write_wait_their_turn",
+        ],
+    },
+    Mutant {
+        name: "on receipt: a flush does not wait for what is acknowledged",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "if group.unsettled.reaches_back_to(scope, now) {",
+            replace: "if self.guards > 999 && group.unsettled.reaches_back_to(scope, now) {",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_flush_waits_for_what_was_acknowledged_before_it_arrived",
+            "acknowledge::on_receipt::a_flush_joins_no_round_that_began_before_an_acknowledged_write_ended",
+        ],
+    },
+    Mutant {
+        name: "on receipt: a flush joins the running round without waiting",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "if group.unsettled.reaches_back_to(scope, now) {",
+            replace: "if group.round.is_none() && group.unsettled.reaches_back_to(scope, now) {",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_flush_joins_no_round_that_began_before_an_acknowledged_write_ended",
+        ],
+    },
+    Mutant {
+        name: "on receipt: a flush waits for what is acknowledged after it, too",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "if self.reaches_back_to(scope, at.1) {",
+            replace: "if self.acknowledged.keys().any(|it| it.0 == scope) {",
+        }],
+        caught_by: &["acknowledge::on_receipt::a_steady_writer_does_not_starve_a_flush"],
+    },
+    Mutant {
+        name: "on receipt: a late failure is told to nobody",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "            self.fail_acknowledged(group, scope, why);\n",
+            replace: "            let _ = (why, Self::fail_acknowledged);\n",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_write_that_fails_late_is_reported_by_the_next_flush_of_all",
+            "acknowledge::on_receipt::where_each_is_on_its_own_a_late_failure_concerns_one",
+        ],
+    },
+    Mutant {
+        name: "on receipt: a late failure of one on its own is told to all",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "        let Some(key) = scope else {\n",
+            replace: "        let Some(key) = scope.filter(|_| false) else {\n",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::where_each_is_on_its_own_a_late_failure_concerns_one",
+        ],
+    },
+    Mutant {
+        name: "on receipt: what a lost handle was executing is not missed",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "scope.is_none() && !ours.is_empty()",
+            replace: "false",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_handle_lost_with_an_acknowledged_write_is_data_lost",
+        ],
+    },
+    Mutant {
+        name: "on receipt: a lost handle loses what it had not begun",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "            self.forget_acknowledged(&op);\n",
+            replace: "            let _ = op;\n",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::what_was_not_begun_when_its_handle_was_lost_was_not_acknowledged",
+        ],
+    },
+    Mutant {
+        name: "on receipt: FUA is acknowledged before it is executed",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "== Acknowledge::OnReceipt && !command.fua;",
+            replace: "== Acknowledge::OnReceipt;",
+        }],
+        caught_by: &["acknowledge::on_receipt::reads_and_fua_are_answered_on_completion"],
+    },
+    Mutant {
+        name: "on receipt: flushes of one connection wait for others that are on their own",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "Some((group, own.then_some(key)))",
+            replace: "Some((group, (own && false).then_some(key)))",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_flush_of_one_connection_does_not_wait_for_another_where_each_is_on_its_own",
+        ],
+    },
+    Mutant {
+        name: "on receipt: late failures that can never be told are accepted",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "Acknowledge::OnReceipt => Err(OpenError::CannotReportLater),",
+            replace: "Acknowledge::OnReceipt => Ok(()),",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_backend_without_flush_could_never_report_a_late_failure",
+        ],
+    },
+    Mutant {
+        name: "write-through: a write is answered when it is executed",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "if command.fua || self.config.acknowledge() == Acknowledge::WriteThrough {",
+            replace: "if command.fua {",
+        }],
+        caught_by: &[
+            "acknowledge::write_through::a_write_is_stable_and_visible_to_all_before_its_reply",
+            "acknowledge::write_through::a_flush_has_nothing_left_to_do",
+            "acknowledge::write_through::a_flush_that_fails_fails_the_write",
+            "acknowledge::write_through::native_fua_is_used_where_it_suffices",
+        ],
+    },
+    Mutant {
+        name: "write-through: a backend that can make nothing stable is accepted",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "Acknowledge::WriteThrough => Err(OpenError::CannotWriteThrough),",
+            replace: "Acknowledge::WriteThrough => Ok(()),",
+        }],
+        caught_by: &[
+            "acknowledge::write_through::a_backend_that_can_make_nothing_stable_is_refused",
+        ],
+    },
+    Mutant {
+        name: "ignore-flush: the backend is flushed",
+        edits: &[
+            Edit {
+                file: COORDINATOR,
+                find: "            backend = backend.with_flush(false).with_fua(false);\n",
+                replace: "",
+            },
+            Edit {
+                file: ROUND,
+                find: "        if self.config.acknowledge() == Acknowledge::IgnoreFlush {\n            self",
+                replace: "        if false && self.config.acknowledge() == Acknowledge::IgnoreFlush {\n            self",
+            },
+        ],
+        caught_by: &[
+            "acknowledge::ignore_flush::flush_and_fua_are_answered_without_any_backend_flush",
+        ],
+    },
+    Mutant {
+        name: "ignore-flush: auto advertises multi-conn over caches",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "            Mode::Auto if ignoring => backend.multi_conn(),\n",
+            replace: "",
+        }],
+        caught_by: &[
+            "acknowledge::ignore_flush::multi_conn_is_advertised_only_where_data_is_visible_without_a_flush",
+        ],
+    },
+    Mutant {
+        name: "ignore-flush: emulation over caches is accepted",
+        edits: &[Edit {
+            file: COORDINATOR,
+            find: "                Err(OpenError::CannotIgnoreFlush)\n",
+            replace: "                Ok(())\n",
+        }],
+        caught_by: &["acknowledge::ignore_flush::it_cannot_be_combined_with_emulation_over_caches"],
+    },
+    // Revoked connections.
+    Mutant {
+        name: "nobody waits for a revoked connection whose ranges are not tracked",
+        edits: &[Edit {
+            file: FENCE,
+            find: "!in_order && self.is_unsettled(key)",
+            replace: "!in_order && self.is_unsettled(key) && self.guards > 999",
+        }],
+        caught_by: &[
+            "fence::a_write_in_flight_when_its_connection_was_revoked_does_not_revert_the_retry",
+            "fence::what_a_cache_could_write_back_later_is_written_out_before_the_retry",
+            "fence::two_revoked_connections_are_both_waited_for",
+        ],
+    },
+    Mutant {
+        name: "a revoked connection's cache is not written out before others go on",
+        edits: &[Edit {
+            file: FENCE,
+            find: "member.in_flight.modifying > 0 || writes_back\n",
+            replace: "member.in_flight.modifying > 0 || (writes_back && false)\n",
+        }],
+        caught_by: &[
+            "fence::a_write_in_flight_when_its_connection_was_revoked_does_not_revert_the_retry",
+            "fence::what_a_cache_could_write_back_later_is_written_out_before_the_retry",
+        ],
+    },
+    Mutant {
+        name: "others go on when a revoked connection's flush has failed",
+        edits: &[Edit {
+            file: FENCE,
+            find: "                !backend.caches_nothing() && !backend.multi_conn() && self.is_uncovered(key);",
+            replace: "                !backend.caches_nothing() && !backend.multi_conn() && self.is_uncovered(key) && !member.gave_up();",
+        }],
+        caught_by: &["fence::the_fence_holds_while_a_cache_that_failed_may_still_write_back"],
+    },
+    Mutant {
+        name: "those that waited for a revoked connection are forgotten",
+        edits: &[Edit {
+            file: FENCE,
+            find: "            self.lift_fence(group, key);\n            self.recheck_parked(group);\n",
+            replace: "            self.lift_fence(group, key);\n",
+        }],
+        caught_by: &["fence::a_read_that_hangs_holds_up_the_release_but_no_write"],
+    },
+    Mutant {
+        name: "a fence outlives its connection",
+        edits: &[Edit {
+            file: LEAVE,
+            find: "        self.lift_fence(group_key, key);\n",
+            replace: "",
+        }],
+        caught_by: &["fence::nobody_is_stuck_when_the_last_flush_fails_or_the_handle_is_lost"],
+    },
+    Mutant {
+        name: "what waits on a revoked connection is still executed",
+        edits: &[Edit {
+            file: FENCE,
+            find: "        self.cancel_waiting(key);\n",
+            replace: "        let _ = Self::cancel_waiting;\n",
+        }],
+        caught_by: &[
+            "fence::what_had_not_begun_is_never_executed_and_comes_back",
+            "fence::a_command_whose_action_was_not_taken_is_cancelled_too",
+        ],
+    },
+    Mutant {
+        name: "a cancelled command fails late, as if it had been acknowledged",
+        edits: &[Edit {
+            file: FENCE,
+            find: "            self.forget_acknowledged(&op);\n            op.acknowledged = Stamp::NEVER;\n",
+            replace: "            let _ = (&mut op, Stamp::NEVER);\n",
+        }],
+        caught_by: &["fence::a_command_whose_action_was_not_taken_is_cancelled_too"],
+    },
+    Mutant {
+        name: "reads wait for revoked connections",
+        edits: &[Edit {
+            file: ACKNOWLEDGE,
+            find: "let modifies = command.kind.is_modification();",
+            replace: "let modifies = true;",
+        }],
+        caught_by: &["fence::reads_do_not_wait_for_what_was_never_acknowledged"],
+    },
+    Mutant {
+        name: "nobody is asked to bring a revoked connection's commands to an end",
+        edits: &[Edit {
+            file: FENCE,
+            find: "        if !member.in_flight.is_empty() {\n",
+            replace: "        if false {\n",
+        }],
+        caught_by: &[
+            "fence::a_write_in_flight_when_its_connection_was_revoked_does_not_revert_the_retry",
+        ],
+    },
+    Mutant {
+        name: "a revoked connection's cache is written out when its reads have ended",
+        edits: &[Edit {
+            file: FENCE,
+            find: "        } else if member.in_flight.modifying == 0\n",
+            replace: "        } else if member.in_flight.is_empty()\n",
+        }],
+        caught_by: &["fence::a_read_that_hangs_holds_up_the_release_but_no_write"],
+    },
+    Mutant {
+        name: "the failed last flush of one on its own is told to all",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        if self.others_rely_on(group) {\n            self.data_lost(group, why);\n        }\n",
+            replace: "        self.data_lost(group, why);\n",
+        }],
+        caught_by: &["fence::the_fence_holds_while_a_cache_that_failed_may_still_write_back"],
     },
 ];

@@ -59,6 +59,18 @@ impl Serve {
         Self::limited("true", arguments)
     }
 
+    /// What it says when it refuses to start.
+    pub(crate) fn start_refused(arguments: &[&str]) -> String {
+        let output = Command::new(program())
+            .args(["--port", "0"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     /// Starts it with limits that the shell sets.
     pub(crate) fn limited(limits: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new("sh")

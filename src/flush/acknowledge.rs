@@ -1,0 +1,310 @@
+//! Modifications that are acknowledged when they begin: what must not overtake them.
+//!
+//! To its client such a modification is done, though the backend still executes it. So whatever
+//! overlaps with it waits for its end, and so does a flush that arrives after its acknowledgement;
+//! only then is the flush looked at like any other, and finds the modification completed.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use super::clock::Stamp;
+use super::command::{Command, Decision, Op};
+use super::config::{Acknowledge, AfterFailure};
+use super::coordinator::FlushCoordinator;
+use super::group::{Path, Waiter};
+use super::order::Range;
+use super::slab::Key;
+use super::waiting::LAST;
+use crate::wire::Errno;
+
+/// Whose flushes have to cover a modification: those of the whole group, or of its connection only.
+type Scope = Option<Key>;
+
+/// A command that waits because of what it must not overtake.
+#[derive(Clone, Debug)]
+pub(super) struct Parked<T> {
+    pub(super) member: Key,
+    range: Range,
+    command: Command,
+    tag: T,
+}
+
+/// What is acknowledged, but has not completed, and who waits for that.
+#[derive(Clone, Debug)]
+pub(super) struct Unsettled<T> {
+    /// By when they were acknowledged.
+    acknowledged: BTreeMap<(Scope, Stamp), (Key, Option<Range>)>,
+    /// Where they are, by start. They never overlap: the later one would wait.
+    places: BTreeMap<u64, u64>,
+    /// In the order of their arrival.
+    parked: VecDeque<Parked<T>>,
+    /// Flushes, by when they arrived.
+    flushes: BTreeMap<(Scope, Stamp), Waiter<T>>,
+    /// Connections that were revoked, and may still modify anything.
+    pub(super) fences: Vec<Key>,
+}
+
+impl<T> Unsettled<T> {
+    pub(super) const fn new() -> Self {
+        Self {
+            acknowledged: BTreeMap::new(),
+            places: BTreeMap::new(),
+            parked: VecDeque::new(),
+            flushes: BTreeMap::new(),
+            fences: Vec::new(),
+        }
+    }
+
+    fn insert(&mut self, scope: Scope, now: Stamp, member: Key, range: Option<Range>) {
+        self.acknowledged.insert((scope, now), (member, range));
+        if let Some(range) = range {
+            self.places.insert(range.start, range.end);
+        }
+    }
+
+    /// Returns where it was, if it was there.
+    fn remove(&mut self, scope: Scope, at: Stamp) -> Option<Option<Range>> {
+        let (_, range) = self.acknowledged.remove(&(scope, at))?;
+        if let Some(range) = range {
+            self.places.remove(&range.start);
+        }
+        Some(range)
+    }
+
+    fn overlaps(&self, range: Range) -> bool {
+        let before = self.places.range(..range.end).next_back();
+        before.is_some_and(|(_, &end)| end > range.start)
+    }
+
+    /// Whether something that was acknowledged before is not completed.
+    fn reaches_back_to(&self, scope: Scope, before: Stamp) -> bool {
+        let earlier = (scope, Stamp::NEVER)..(scope, before);
+        self.acknowledged.range(earlier).next().is_some()
+    }
+
+    /// The first flush that need not wait any longer.
+    fn next_flush(&mut self, scope: Scope) -> Option<Waiter<T>> {
+        let next = self.flushes.range((scope, Stamp::NEVER)..).next();
+        let &at = next
+            .map(|(at, _)| at)
+            .filter(|(whose, _)| *whose == scope)?;
+        if self.reaches_back_to(scope, at.1) {
+            return None;
+        }
+        self.flushes.remove(&at)
+    }
+
+    /// Removes what waits on a connection.
+    pub(super) fn take_waiting(&mut self, key: Key) -> Vec<T> {
+        let (ours, others): (VecDeque<_>, _) = core::mem::take(&mut self.parked)
+            .into_iter()
+            .partition(|parked| parked.member == key);
+        self.parked = others;
+        let mut waiting: Vec<T> = ours.into_iter().map(|parked| parked.tag).collect();
+        let flushes = self.flushes.iter().filter(|(_, it)| it.member == key);
+        let flushes: Vec<_> = flushes.map(|(&at, _)| at).collect();
+        let flushes = flushes.iter().filter_map(|at| self.flushes.remove(at));
+        waiting.extend(flushes.map(|waiter| waiter.tag));
+        waiting
+    }
+}
+
+impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
+    fn scope(&self, key: Key) -> Option<(Key, Scope)> {
+        let group = self.members.get(key)?.group;
+        let own = self.path(self.groups.get(group)?) == Path::Own;
+        Some((group, own.then_some(key)))
+    }
+
+    /// A modification begins. Returns when it was acknowledged, if it is acknowledged already.
+    pub(super) fn acknowledge(&mut self, key: Key, command: Command, now: Stamp) -> Stamp {
+        let early = self.config.acknowledge() == Acknowledge::OnReceipt && !command.fua;
+        let scope = early.then(|| self.scope(key)).flatten();
+        let Some((group, scope)) = scope else {
+            return Stamp::NEVER;
+        };
+        let range = Range::of(command.offset, command.length, 1);
+        if let Some(group) = self.groups.get_mut(group) {
+            group.unsettled.insert(scope, now, key, range);
+            self.guards += 1;
+        }
+        now
+    }
+
+    /// Whether a command must not begin yet, lest it overtake something.
+    pub(super) fn must_park(&self, key: Key, command: Command) -> Option<Range> {
+        let range = Range::of(command.offset, command.length, 1)?;
+        let group = self.members.get(key).map(|member| member.group);
+        let unsettled = &self.groups.get(group?)?.unsettled;
+        let modifies = command.kind.is_modification();
+        let parks = unsettled.overlaps(range)
+            || (modifies && unsettled.fences.iter().any(|&fence| fence != key))
+            // Those that wait already come first, or might wait for ever.
+            || (modifies && unsettled.parked.iter().any(|it| it.range.overlaps(range)));
+        parks.then_some(range)
+    }
+
+    /// A command waits because of what it must not overtake.
+    pub(super) fn park(
+        &mut self,
+        member: Key,
+        range: Range,
+        command: Command,
+        tag: T,
+    ) -> Decision<T> {
+        let Some(state) = self.members.get_mut(member) else {
+            return Decision::Closed { tag };
+        };
+        let Some(group) = self.groups.get_mut(state.group) else {
+            return Decision::Closed { tag };
+        };
+        state.pending += 1;
+        group.counters.overlap_waits += 1;
+        group.unsettled.parked.push_back(Parked {
+            member,
+            range,
+            command,
+            tag,
+        });
+        Decision::Wait
+    }
+
+    /// Something has ended: which of the commands that wait for such may begin?
+    pub(super) fn recheck_parked(&mut self, group_key: Key) {
+        let Some(group) = self.groups.get_mut(group_key) else {
+            return;
+        };
+        // Those that still have to wait take their places again, in the same order.
+        for parked in core::mem::take(&mut group.unsettled.parked) {
+            let (key, command) = (parked.member, parked.command);
+            if self.must_park(key, command).is_some() || self.must_wait_for_handle(key) {
+                if let Some(group) = self.groups.get_mut(group_key) {
+                    group.unsettled.parked.push_back(parked);
+                }
+                continue;
+            }
+            if let Some(member) = self.members.get_mut(key) {
+                member.pending = member.pending.saturating_sub(1);
+            }
+            let decision = self.admit(key, command, parked.tag, LAST);
+            self.act(key, decision);
+        }
+    }
+
+    /// A client's flush has arrived. To its clients, what is acknowledged has been executed: the
+    /// flush waits until that is true.
+    /// What is to follow the flush, if anything, is passed on.
+    pub(super) fn flush_arrives(&mut self, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
+        if self.guards > 0
+            && let Some((group, scope)) = self.scope(key)
+            && let Some(group) = self.groups.get_mut(group)
+        {
+            let now = self.clock.tick();
+            if group.unsettled.reaches_back_to(scope, now) {
+                let member = key;
+                let waiter = Waiter { member, tag, then };
+                group.unsettled.flushes.insert((scope, now), waiter);
+                self.count_pending(key);
+                return Decision::Wait;
+            }
+        }
+        self.client_flush(key, then, tag)
+    }
+
+    /// What was acknowledged when it began has completed, with this result.
+    pub(super) fn settle_acknowledged(&mut self, op: &Op, result: Result<(), Errno>) {
+        let Some((group, scope)) = self.scope(op.member) else {
+            return;
+        };
+        let unsettled = self.groups.get_mut(group).map(|group| &mut group.unsettled);
+        let Some(range) = unsettled.and_then(|it| it.remove(scope, op.acknowledged)) else {
+            return;
+        };
+        self.guards -= 1;
+        if let Err(why) = result {
+            self.fail_acknowledged(group, scope, why);
+        }
+        self.release_flushes(group, scope);
+        if let Some(range) = range {
+            self.recheck_parked_over(group, range);
+        }
+    }
+
+    /// What a client was told is done has failed: the next flush of all who rely on it reports
+    /// that.
+    fn fail_acknowledged(&mut self, group: Key, scope: Scope, why: Errno) {
+        let Some(key) = scope else {
+            return self.data_lost(group, why);
+        };
+        let now = self.clock.tick();
+        if let Some(member) = self.members.get_mut(key) {
+            match self.config.after_failure() {
+                AfterFailure::Sticky => {
+                    member.work_mut().failed.get_or_insert(why);
+                }
+                AfterFailure::Retry => member.work_mut().unreported = Some((why, now)),
+            }
+        }
+    }
+
+    /// Flushes that waited for what was acknowledged go on as if they arrived now.
+    fn release_flushes(&mut self, group: Key, scope: Scope) {
+        while let Some(Waiter { member, tag, then }) = self
+            .groups
+            .get_mut(group)
+            .and_then(|group| group.unsettled.next_flush(scope))
+        {
+            let decision = self.client_flush(member, then, tag);
+            self.act(member, decision);
+            self.settle(member);
+        }
+    }
+
+    fn recheck_parked_over(&mut self, group: Key, range: Range) {
+        let waited_for = self.groups.get(group).is_some_and(|group| {
+            let mut parked = group.unsettled.parked.iter();
+            parked.any(|parked| parked.range.overlaps(range))
+        });
+        if waited_for {
+            self.recheck_parked(group);
+        }
+    }
+
+    /// A modification that would have been acknowledged with the action which was to begin it is
+    /// never begun. Those that wait for it have to be looked at afterwards.
+    pub(super) fn forget_acknowledged(&mut self, op: &Op) {
+        let Some((group, scope)) = self.scope(op.member) else {
+            return;
+        };
+        let unsettled = self.groups.get_mut(group).map(|group| &mut group.unsettled);
+        if unsettled.is_some_and(|it| it.remove(scope, op.acknowledged).is_some()) {
+            self.guards -= 1;
+        }
+    }
+
+    /// A handle is gone, with all that it was executing. Whether others rely on anything of that
+    /// which their clients were told is done.
+    pub(super) fn lose_acknowledged(&mut self, key: Key) -> bool {
+        let Some((group, scope)) = self.scope(key) else {
+            return false;
+        };
+        let Some(group) = self.groups.get_mut(group) else {
+            return false;
+        };
+        let unsettled = &mut group.unsettled;
+        let all = unsettled.acknowledged.iter();
+        let ours = all.filter(|&(_, &(member, _))| member == key);
+        let ours: Vec<Stamp> = ours.map(|(&(_, at), _)| at).collect();
+        for &at in &ours {
+            unsettled.remove(scope, at);
+        }
+        self.guards -= ours.len();
+        scope.is_none() && !ours.is_empty()
+    }
+
+    /// Goes on with those that waited for a connection which is gone.
+    pub(super) fn go_on_without(&mut self, group: Key) {
+        self.release_flushes(group, None);
+        self.recheck_parked(group);
+    }
+}
