@@ -117,6 +117,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A modification begins. Returns when it was acknowledged, if it is acknowledged already.
+    // Not inlined, nor the next: the common case needs neither.
+    #[inline(never)]
     pub(super) fn acknowledge(&mut self, key: Key, command: Command, now: Stamp) -> Stamp {
         let early = self.config.acknowledge() == Acknowledge::OnReceipt && !command.fua;
         let scope = early.then(|| self.scope(key)).flatten();
@@ -132,6 +134,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Whether a command must not begin yet, lest it overtake something.
+    #[inline(never)]
     pub(super) fn must_park(&self, key: Key, command: Command) -> Option<Range> {
         let range = Range::of(command.offset, command.length, 1)?;
         let group = self.members.get(key).map(|member| member.group);

@@ -355,7 +355,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         let mut fua = Fua::No;
         let mut acknowledged = Stamp::NEVER;
-        if modification {
+        let plain = self.config.acknowledge() == Acknowledge::OnCompletion;
+        if modification && (command.fua || !plain) {
             if command.fua || self.config.acknowledge() == Acknowledge::WriteThrough {
                 fua = self.fua(key);
             }

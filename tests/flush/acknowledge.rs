@@ -303,7 +303,7 @@ mod on_receipt {
     #[test]
     fn a_steady_writer_does_not_starve_a_reader() {
         for mut world in worlds() {
-            world.write(0, 4, 2);
+            world.write(0, 6, 2);
             let read = world.read(1, 4, 4);
             write_steadily(&mut world);
             assert_eq!(world.reply(read), OK);
