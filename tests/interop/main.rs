@@ -46,6 +46,7 @@ mod durability;
 mod fio;
 mod flush_hazards;
 mod libnbd;
+mod live;
 mod nbd_client;
 mod nbdcopy;
 mod nbdinfo;
