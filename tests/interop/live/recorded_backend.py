@@ -10,10 +10,13 @@
 #   strict_fua=1    a command with FUA makes only its own range permanent
 #   serialize=1     one connection at a time
 #   log=FILE        a line for each call, when it begins: `flush 2` is one on the second connection
-#   gates=DIR       while DIR/flush.2 or DIR/flush exists, flushes (on the second connection) wait
-#                   before they do anything; the same for pread and pwrite. While DIR/fail exists,
-#                   no flush can write to the second half of the image; what it had to write is
-#                   dropped, as by Linux after a failed fsync
+#   gates=DIR       calls wait while there is a file DIR/GATE or, for the second connection only,
+#                   DIR/GATE.2. The gates are pread, pwrite and flush, before the call does anything;
+#                   loaded, between filling the cache and doing it; flushed, after it; and close.
+#                   While DIR/fail exists, no flush can write to the second half of the image: what
+#                   it had to write is dropped, as by Linux after a failed fsync
+#   on_open=1       the cache is filled when the connection opens
+#   on_close=1      a cache of one connection is written out when that closes
 
 import errno
 import os
@@ -61,6 +64,9 @@ class Image:
         self.size = os.fstat(self.file).st_size
         self.shared = Cache()
 
+    def load(self):
+        return bytearray(os.pread(self.file, self.size, 0))
+
 
 class Connection:
     def __init__(self, number, image):
@@ -68,10 +74,18 @@ class Connection:
         self.image = image
         self.cache = image.shared if is_set("multi_conn") else Cache()
 
-    # The lock has to be held.
-    def filled(self):
+    # What is to be kept, if nothing is cached; the lock is not held meanwhile.
+    def load(self):
+        if self.cache.image is not None:
+            return None
+        loaded = self.image.load()
+        begin("loaded", self)
+        return loaded
+
+    # The cache's image. The lock has to be held.
+    def kept(self, loaded):
         if self.cache.image is None:
-            self.cache.image = bytearray(os.pread(self.image.file, self.image.size, 0))
+            self.cache.image = loaded or self.image.load()
         return self.cache.image
 
     def is_bad(self, offset):
@@ -91,8 +105,9 @@ class Connection:
         fua = bool(flags & nbdkit.FLAG_FUA)
         if fua:
             say("fua", self)
+        loaded = self.load()
         with lock:
-            self.filled()[offset : offset + len(data)] = data
+            self.kept(loaded)[offset : offset + len(data)] = data
             self.cache.written.append((offset, data))
             if fua and is_set("strict_fua"):
                 os.pwrite(self.image.file, data, offset)
@@ -121,11 +136,17 @@ def open(readonly):
         opened += 1
         if name not in images:
             images[name] = Image(name)
-        return Connection(opened, images[name])
+        connection = Connection(opened, images[name])
+    if is_set("on_open"):
+        cache(connection, connection.image.size, 0, 0)
+    return connection
 
 
 def close(connection):
-    say("close", connection)
+    begin("close", connection)
+    if is_set("on_close"):
+        with lock:
+            connection.write_out()
 
 
 def get_size(connection):
@@ -146,13 +167,15 @@ def can_cache(connection):
 
 def pread(connection, buf, offset, flags):
     begin("pread", connection)
+    loaded = connection.load()
     with lock:
-        buf[:] = connection.filled()[offset : offset + len(buf)]
+        buf[:] = connection.kept(loaded)[offset : offset + len(buf)]
 
 
 def cache(connection, count, offset, flags):
+    loaded = connection.load()
     with lock:
-        connection.filled()
+        connection.kept(loaded)
 
 
 def pwrite(connection, buf, offset, flags):
@@ -168,3 +191,4 @@ def flush(connection, flags):
     begin("flush", connection)
     with lock:
         connection.write_out()
+    begin("flushed", connection)

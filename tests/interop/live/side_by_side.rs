@@ -31,7 +31,7 @@ use serde_json::Value;
 
 use super::filter::{Filter, Setup, version};
 use super::serving::{Line, Serving};
-use crate::raw::{Answer, CAN_MULTI_CONN, FLUSH, FUA, READ, Raw, SEND_FLUSH, SEND_FUA, WRITE};
+use crate::raw::{Answer, CAN_MULTI_CONN, FLUSH, FUA, READ, Raw, SEND_FLUSH, SEND_FUA};
 use crate::settings::whole_machine;
 
 const CACHE: u16 = 5;
@@ -555,7 +555,9 @@ fn unlike_the_record(run: &Run) -> Option<String> {
     let (case, seen) = (run.case, &run.theirs_alone);
     let names = |value: &Value| -> Vec<String> {
         let names = value.as_array().unwrap().iter();
-        names.map(|name| name.as_str().unwrap().to_owned()).collect()
+        names
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect()
     };
     let recorded = |what| case.observed(what).iter().map(names).collect::<Vec<_>>();
     let in_events = |wanted: &dyn Fn(&Value) -> bool, seen: &[Vec<String>]| -> Vec<Vec<String>> {
@@ -586,7 +588,10 @@ fn unlike_the_record(run: &Run) -> Option<String> {
         && in_events(&fua, &seen.flushes) == recorded("backend_flushes_on_fua")
         && in_events(&fua, &seen.native_fua) == recorded("backend_fua_commands")
         && reads.eq(recorded_reads.map(|text| text.as_str().unwrap()))
-        && answers.eq(case.observed("replies").iter().map(|it| it.as_str().unwrap()))
+        && answers.eq(case
+            .observed("replies")
+            .iter()
+            .map(|it| it.as_str().unwrap()))
         && advertised.eq(seen.advertised.iter().copied())
         && stored.collect::<BTreeMap<_, Vec<u8>>>() == seen.stored;
     let table = || table(case, seen, seen);
@@ -595,7 +600,9 @@ fn unlike_the_record(run: &Run) -> Option<String> {
 
 #[test]
 fn serve_does_the_same_with_no_more_backend_flushes() {
-    let driven = RUNS.iter().filter_map(|run| Some((run, run.ours.as_ref()?)));
+    let driven = RUNS
+        .iter()
+        .filter_map(|run| Some((run, run.ours.as_ref()?)));
     let driven: Vec<_> = driven.collect();
     assert_eq!(driven.len(), 289);
     let reports = driven.iter();
@@ -611,6 +618,53 @@ fn serve_does_the_same_with_no_more_backend_flushes() {
         *native += run.theirs.native_fua.iter().map(Vec::len).sum::<usize>();
     }
     for ((mode, level), [ours, theirs, native]) in totals {
-        eprintln!("{mode} {level}: serve {ours} flushes, nbdkit {theirs} and {native} FUA commands");
+        eprintln!(
+            "{mode} {level}: serve {ours} flushes, nbdkit {theirs} and {native} FUA commands"
+        );
     }
+}
+
+/// Cases of `emulate` at the level `connection`, over a cache per connection, with a complaint of
+/// this kind about a `serve` that was started with another mode or level.
+fn found_out(mode: &'static str, level: &'static str, kind: &str) -> Vec<&'static str> {
+    let emulated = |case: &Case| {
+        case.word("id")
+            .contains("/emulate/connection/mc0/strict0/names0")
+            && !case.is_serialized()
+    };
+    let cases: Vec<_> = CASES.iter().copied().filter(emulated).collect();
+    let found = for_all(&cases, |case| {
+        let ours = play(case, Ours::start(case, mode, level));
+        let run = RUNS
+            .iter()
+            .find(|run| run.case.word("id") == case.word("id"));
+        let complaints = complaints(case, &run.unwrap().theirs, &ours);
+        let found = complaints.iter().any(|complaint| complaint.contains(kind));
+        found.then(|| case.word("schedule"))
+    });
+    found.into_iter().flatten().collect()
+}
+
+/// The comparison has eyes: a server that does less, or takes more, is found out.
+#[test]
+fn a_serve_that_is_worse_is_complained_about() {
+    // Before the machine is taken for others.
+    assert_eq!(RUNS.len(), 299);
+    // Reads on other connections are old, and a flush leaves the data of others behind.
+    let read_old = ["caching", "effects", "stat-multi", "name"];
+    assert_eq!(found_out("unsafe", "connection", ": Ok"), read_old);
+    let lost = ["effects", "stat-multi"];
+    assert_eq!(found_out("unsafe", "connection", " holds "), lost);
+    let flags = found_out("disable", "connection", "advertises");
+    assert_eq!(flags.len(), 7, "{flags:?}");
+    let off = [
+        "caching",
+        "effects",
+        "stat-multi",
+        "one-connection",
+        "cache-only",
+    ];
+    assert_eq!(found_out("emulate", "off", ": flushes"), off);
+    let fast = ["caching", "effects", "stat-multi"];
+    assert_eq!(found_out("emulate", "fast", ": flushes"), fast);
 }
