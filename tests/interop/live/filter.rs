@@ -1,7 +1,7 @@
 //! nbdkit with its multi-conn filter over `recorded_backend.py`.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -77,10 +77,6 @@ pub(super) struct Filter {
 impl Filter {
     pub(super) fn connect(&self, export: &str) -> Raw {
         Raw::connect(self.server.endpoint(), export)
-    }
-
-    pub(super) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     fn path(&self, name: &str) -> PathBuf {

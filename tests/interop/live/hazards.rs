@@ -62,7 +62,7 @@ impl Server {
         match self {
             Nbdkit(filter) => filter.wait_for_call(&format!("flush {connection}")),
             Serve(serving) => {
-                serving.wait_for_line(&format!("backend flush on {connection} begins"));
+                serving.wait_for(&format!("backend flush on {connection} begins"));
             }
         }
     }
@@ -85,7 +85,7 @@ impl Server {
     fn wait_until_closed(&self, connection: usize) {
         match self {
             Nbdkit(filter) => filter.wait_for_call(&format!("close {connection}")),
-            Serve(serving) => serving.wait_for_line(&format!("connection {connection}: closed")),
+            Serve(serving) => serving.wait_for(&format!("connection {connection}: closed")),
         }
     }
 
@@ -449,7 +449,8 @@ macro_rules! rows {
 
 rows! {
     t1_lost_dirty_bit: "emulate" ["connection", "fast"] [] "lost", ["--delay-write"];
-    t2_lost_dirty_bit_on_one_connection: "emulate" ["connection", "fast"] [] "lost", ["--delay-write"];
+    t2_lost_dirty_bit_on_one_connection:
+        "emulate" ["connection", "fast"] [] "lost", ["--delay-write"];
     t3_write_inside_a_flush: "emulate" ["connection", "fast"] [] "lost", ["--delay-flush"];
     t4_fua_is_not_tracked: "plugin" ["connection", "fast"] [] "old", [];
     t5_fast_eats_a_flag: "plugin" ["fast"] [] "lost", [];
@@ -458,13 +459,18 @@ rows! {
     r4_marker_lost: "emulate" ["connection"] [] "old", ["--delay-flush"];
     r5_fua_of_another: "emulate" ["connection", "fast", "off"] [] "old", ["--delay-flush"];
     e1_success_after_failure: "emulate" ["connection", "fast", "off"] [] "lost, and F ok", [];
-    e2_error_to_a_stranger: "emulate" ["connection", "fast", "off"] [] "FUA failed for another's data", [];
-    e3_stop_at_the_first_error: "emulate" ["connection", "fast", "off"] [] "c3 was not written out", [];
+    e2_error_to_a_stranger:
+        "emulate" ["connection", "fast", "off"] [] "FUA failed for another's data", [];
+    e3_stop_at_the_first_error:
+        "emulate" ["connection", "fast", "off"] [] "c3 was not written out", [];
     c1_leaves_dirty: "emulate" ["connection", "fast", "off"] [] "lost", [];
     c1_dies_dirty: "emulate" ["connection", "fast", "off"] [] "lost", [];
-    c1_leaves_what_cannot_be_written: "emulate" ["connection", "fast", "off"] [] "lost, and F ok", [];
-    c2_leaves_while_closing: "emulate" ["connection", "fast", "off"] ["on_close=1"] "F ok too early", ["--delay-flush"];
-    c3_opens_during_a_round: "emulate" ["connection", "fast", "off"] ["on_open=1"] "old", ["--delay-flush"];
+    c1_leaves_what_cannot_be_written:
+        "emulate" ["connection", "fast", "off"] [] "lost, and F ok", [];
+    c2_leaves_while_closing:
+        "emulate" ["connection", "fast", "off"] ["on_close=1"] "F ok too early", ["--delay-flush"];
+    c3_opens_during_a_round:
+        "emulate" ["connection", "fast", "off"] ["on_open=1"] "old", ["--delay-flush"];
     o1_older_wins: "emulate" ["connection", "fast", "off"] [] "lost", [];
     o2_fua_under_an_old_write: "emulate" ["connection", "fast", "off"] [] "lost", [];
 }

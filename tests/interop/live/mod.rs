@@ -11,6 +11,7 @@
 //! | `hazards` | where nbdkit 1.32.5 loses data, we do not |
 //! | `many_flushes` | a thousand flushes at once take two rounds |
 
+mod cases;
 mod filter;
 mod hazards;
 mod many_flushes;

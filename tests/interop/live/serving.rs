@@ -1,7 +1,6 @@
 //! `serve` with its log.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
@@ -46,27 +45,18 @@ impl Serving {
         Raw::connect(&self.endpoint, export)
     }
 
-    fn image(&self) -> PathBuf {
-        self.dir.path().join("image")
-    }
-
     /// What is in the file now.
     pub(super) fn stored(&self) -> Vec<u8> {
-        fs::read(self.image()).unwrap()
+        fs::read(self.dir.path().join("image")).unwrap()
     }
 
-    /// Waits until a line of the log ends like this.
-    pub(super) fn wait_for_line(&self, end: &str) {
-        self.process.wait_for_output(|text| {
-            let complete = &text[..text.rfind('\n')?];
-            complete
-                .lines()
-                .any(|line| line.ends_with(end))
-                .then_some(())
-        });
+    /// Waits until these words are in the log.
+    pub(super) fn wait_for(&self, words: &str) {
+        let said = |text: &str| text.contains(words).then_some(());
+        self.process.wait_for_output(said);
     }
 
-    /// Waits until a connection has so many requests of a kind in the log.
+    /// Waits until a connection has made a request of a kind.
     pub(super) fn wait_for_request(&self, connection: usize, kind: &str) {
         self.process.wait_for_output(|text| {
             let complete = &text[..text.rfind('\n')?];
@@ -89,18 +79,10 @@ impl Serving {
         prlimit(pid, Resource::Fsize, limit).unwrap();
     }
 
-    pub(super) fn kill(&mut self) {
-        self.process.kill();
-    }
-
     /// Ends it, and tells all that it said.
     pub(super) fn finish(self) -> (String, TempDir) {
         self.process.signal(Signal::TERM);
         (self.process.finish(SOON).stdout, self.dir)
-    }
-
-    pub(super) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }
 
