@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,15 @@ use tempfile::TempDir;
 use crate::process::{SOON, peer, run};
 use crate::raw::Raw;
 use crate::server::Server;
+
+/// A plugin that is not there would look like a server that ends for any reason.
+static PYTHON: LazyLock<()> = LazyLock::new(|| {
+    let found = run(peer("nbdkit").args(["--dump-plugin", "python"]));
+    assert!(
+        found.status.success(),
+        "the interop tests need the Debian package nbdkit-plugin-python: {found}"
+    );
+});
 
 /// How to start it.
 pub(super) struct Setup<'s> {
@@ -36,6 +46,7 @@ impl<'s> Setup<'s> {
     }
 
     pub(super) fn start(&self) -> Filter {
+        LazyLock::force(&PYTHON);
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str| dir.path().join(name);
         for name in &self.images {

@@ -4,7 +4,9 @@
 //! nbdkit's backend waits where it is told. `serve` has delays: each is longer than what a schedule
 //! does meanwhile, and begins when its log says so, so that no schedule depends on luck; should the
 //! machine stand still for longer than a delay, another schedule is played, in which the same must
-//! hold. More schedules for `serve` are in `flush_hazards`.
+//! hold. Its delay of a flush comes before the flush, so that what happens meanwhile (in t3 and r4)
+//! happens before the backend writes out, and not after. More schedules for `serve` are in
+//! `flush_hazards`.
 
 use std::thread;
 
@@ -350,13 +352,23 @@ fn c3_opens_during_a_round(server: &Server) -> Verdict {
     durable_and_visible(server, &mut c2, X)
 }
 
-/// c2: W(x) ok; c1: W(y) to the same place ok; c3: F ok; R.
+/// c2: W(x) ok; c1: W(y) to the same place ok; c3: F ok; R. In every other place c1 comes first, so
+/// that no order of caches is right for all.
 fn o1_older_wins(server: &Server) -> Verdict {
     let [mut c1, mut c2, mut c3] = [(); 3].map(|()| server.connect());
-    c2.write(0, X).unwrap();
-    c1.write(0, Y).unwrap();
+    let places = || (0..SIZE).step_by(4096);
+    for (number, place) in places().enumerate() {
+        let [first, then] = match number % 2 {
+            0 => [&mut c2, &mut c1],
+            _ => [&mut c1, &mut c2],
+        };
+        first.write(place, X).unwrap();
+        then.write(place, Y).unwrap();
+    }
     c3.flush().unwrap();
-    durable_and_visible(server, &mut c3, Y)
+    let stored = places().all(|place| server.has_stored(place, Y));
+    must(stored, "lost")?;
+    must(reads(&mut c3, Y), "old")
 }
 
 /// c2: W(x) ok; c1: FUA(y) to the same place ok; c3: F.
