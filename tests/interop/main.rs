@@ -2,13 +2,13 @@
 //!
 //! Every test starts its own server, on a port or a socket that nobody else has, and stops what
 //! it started. A program that is not installed is a failure, with the name of its Debian package:
-//! a suite that skips proves nothing.
+//! a suite that skips proves nothing. `live` needs nbdkit-plugin-python, too.
 //!
 //! `INTEROP_SEED`, `INTEROP_COPY_MIB`, `INTEROP_KILL_ROUNDS` and `INTEROP_FIO_SECONDS` change
 //! what they name. `INTEROP_SERVE=nbdkit` and `INTEROP_COPY=nbdcopy` put those programs in the
-//! place of ours (and nbdkit's multi-conn filter over a cache in Python in the place of `--cache`,
-//! which needs the Debian package nbdkit-plugin-python). What passes there is right in the suite;
-//! what fails there should be a fault that those programs are known for:
+//! place of ours (and nbdkit's multi-conn filter over a cache in Python in the place of `--cache`).
+//! What passes there is right in the suite; what fails there should be a fault that those programs
+//! are known for:
 //!
 //! - nbdkit 1.32.5 waits for its clients when it is asked to end, dies when one of them leaves with
 //!   commands in flight, and loses data or shows old data in most of `flush_hazards`;
@@ -46,6 +46,7 @@ mod durability;
 mod fio;
 mod flush_hazards;
 mod libnbd;
+mod live;
 mod nbd_client;
 mod nbdcopy;
 mod nbdinfo;
