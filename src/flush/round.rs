@@ -144,6 +144,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     fn start_round(&mut self, group_key: Key) {
         let now = self.clock.tick();
+        let Some(path) = self.groups.get(group_key).map(|group| self.path(group)) else {
+            return;
+        };
+        // What these flushes have to cover may have been covered while they waited.
+        let needed =
+            self.config.track_dirty() == TrackDirty::Off || self.needs_round(group_key, path);
         let Some(group) = self.groups.get_mut(group_key) else {
             return;
         };
@@ -156,8 +162,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             failed: group.waiting_failed.take(),
             waiters,
         });
-        let path = self.groups.get(group_key).map(|group| self.path(group));
-        if path == Some(Path::Emulate) {
+        if !needed {
+            self.finish_round(group_key);
+        } else if path == Path::Emulate {
             let group = self.groups.get(group_key);
             if self.visits_everyone() {
                 for &index in group.map_or(&[][..], |group| group.list(List::Members)) {

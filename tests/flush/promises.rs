@@ -185,3 +185,25 @@ fn a_flush_that_was_not_advertised_is_invalid() {
         assert_eq!(world.reply(flush), Some(Err(Errno::EINVAL)), "{mode}");
     }
 }
+
+#[test]
+fn flushes_that_were_covered_while_they_waited_flush_nothing_more() {
+    let config = Config::new()
+        .with_mode(Mode::Emulate)
+        .with_track_dirty(TrackDirty::Fast);
+    let mut world = World::with_connections(config, caching(), 2);
+    world.write(0, 0, 1);
+    world.settle();
+    let first = world.flush(1);
+    world.poll();
+    let write = world.write(0, 1, 1);
+    world.finish(world.executing(write), Ok(()));
+    let second = world.flush(1);
+    world.settle();
+    assert_eq!(world.reply(first), Some(Ok(())));
+    assert_eq!(world.reply(second), Some(Ok(())));
+    // Written out, then invalidated (which covers the second write), with the other handle.
+    let mut flushes = world.flushes.clone();
+    flushes.sort_unstable();
+    assert_eq!(flushes, [0, 0, 1]);
+}

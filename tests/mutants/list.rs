@@ -781,6 +781,15 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         caught_by: &["observed::every_command_is_executed_reads_and_stores_what_was_observed"],
     },
     Mutant {
+        name: "flushes that were covered while they waited are carried out all the same",
+        edits: &[Edit {
+            file: ROUND,
+            find: "        if !needed {",
+            replace: "        if !needed && path != Path::Emulate {",
+        }],
+        caught_by: &["promises::flushes_that_were_covered_while_they_waited_flush_nothing_more"],
+    },
+    Mutant {
         name: "a round flushes every handle, at every level",
         edits: &[Edit {
             file: ROUND,
