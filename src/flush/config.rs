@@ -633,5 +633,8 @@ mod tests {
         assert_eq!(config.fua_on_reads(), FuaOnReads::Ignore);
         assert_eq!(config.acknowledge(), Acknowledge::OnCompletion);
         assert_eq!(config.with_granule(0).granule(), 1);
+        assert_eq!(config.max_ranges(), 1024);
+        assert_eq!(config.with_max_ranges(7).max_ranges(), 7);
+        assert_eq!(config.with_max_ranges(0).max_ranges(), 1);
     }
 }

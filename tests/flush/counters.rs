@@ -98,6 +98,26 @@ fn a_skipped_flush_a_joined_one_and_a_round_are_told_apart() {
 }
 
 #[test]
+fn a_flush_covers_as_many_modifications_as_had_completed_when_it_started() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut world = World::with_connections(config, caching().with_self_coherent(true), 1);
+    world.self_coherent = true;
+    for cell in 0..3 {
+        world.write(0, cell, 1);
+    }
+    world.settle();
+    world.flush(0);
+    world.poll();
+    world.write(0, 4, 1);
+    world.write(0, 5, 1);
+    world.finish(0, Ok(()));
+    world.settle();
+    let counters = world.coordinator.counters();
+    assert_eq!((counters.modifications, counters.covered), (5, 3));
+    assert_eq!(world.coordinator.uncovered(&0).unwrap().modifications, 2);
+}
+
+#[test]
 fn a_flush_of_ones_own_connection_joins_one_that_has_not_started() {
     let config = Config::new().with_mode(Mode::Disable);
     let mut world = World::with_connections(config, caching(), 2);

@@ -1,7 +1,7 @@
 //! What a failed backend flush means for those who rely on a later one: FUA commands, and clients
 //! that were told of an earlier failure.
 
-use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Decision};
+use nbd_proto::flush::{AfterFailure, Backend, Command, Config, Decision, Grouping};
 use nbd_proto::wire::{CommandType, Errno};
 
 use crate::world::{Fault, Load, World};
@@ -194,4 +194,45 @@ fn a_loss_is_not_told_twice_because_the_lost_connections_own_flush_had_waited() 
     let later = world.flush(1);
     world.settle();
     assert_eq!(world.reply(later), Some(Ok(())));
+}
+
+/// Two handles with a FUA command each that waits for its flush; the first one's flush fails.
+fn after_one_of_two_failed(
+    config: Config,
+    backend: Backend,
+    exports: [u8; 2],
+) -> (World, [usize; 2]) {
+    let mut world = World::new(config, backend);
+    let conns = exports.map(|export| {
+        let conn = world.connect(export);
+        world.opened(conn).unwrap();
+        conn
+    });
+    let fuas = [0, 1].map(|at| {
+        let id = world.send_loading(conns[at], fua(at as u64), Load::Late);
+        let executing = world.executing(id);
+        world.finish(executing, Ok(()));
+        id
+    });
+    world.poll();
+    let at = world.flushing(conns[0]);
+    world.finish_flush(at, Some(Fault::Drop));
+    world.settle();
+    (world, fuas)
+}
+
+#[test]
+fn a_failed_flush_of_one_handle_is_not_the_affair_of_fua_on_another() {
+    let (world, [first, second]) = after_one_of_two_failed(Config::new(), caching(), [0, 0]);
+    assert_eq!(world.reply(first), Some(Err(Errno::EIO)));
+    assert_eq!(world.reply(second), Some(Ok(())));
+}
+
+#[test]
+fn a_failed_flush_of_a_shared_cache_is_not_the_affair_of_fua_on_another_export() {
+    let config = Config::new().with_grouping(Grouping::ByExport);
+    let shared = caching().with_multi_conn(true);
+    let (world, [first, second]) = after_one_of_two_failed(config, shared, [0, 1]);
+    assert_eq!(world.reply(first), Some(Err(Errno::EIO)));
+    assert_eq!(world.reply(second), Some(Ok(())));
 }

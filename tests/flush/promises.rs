@@ -1,9 +1,9 @@
 //! What is advertised, what is refused, and how many backend flushes are called.
 
 use nbd_proto::flush::{
-    Backend, Config, FlushCoordinator, Mode, OpenError, ThreadModel, TrackDirty,
+    Backend, Command, Config, Decision, FlushCoordinator, Mode, OpenError, ThreadModel, TrackDirty,
 };
-use nbd_proto::wire::Errno;
+use nbd_proto::wire::{CommandType, Errno};
 
 use crate::world::World;
 
@@ -67,6 +67,61 @@ fn a_writer_cannot_join_readers_that_could_never_see_what_it_writes() {
     );
     let conn = coordinator.connect(2, &0);
     coordinator.opened(conn, reader).unwrap();
+}
+
+#[test]
+fn a_reader_that_could_never_see_it_cannot_join_a_writer() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut world = World::with_connections(config, caching(), 1);
+    let conn = world.connect(0);
+    let reader = Backend::new().with_read_only(true);
+    let handle = world.connections[conn].conn;
+    assert_eq!(
+        world.coordinator.opened(handle, reader),
+        Err(OpenError::CannotEmulate)
+    );
+}
+
+#[test]
+fn native_fua_is_advertised_without_flush_but_not_where_a_flush_would_have_to_replace_it() {
+    let fua = Backend::new().with_fua(true);
+    assert_eq!(open(Mode::Plugin, fua), Ok((false, false, true)));
+    assert_eq!(open(Mode::Disable, fua), Ok((false, false, true)));
+    let reader = fua.with_read_only(true);
+    assert_eq!(open(Mode::Emulate, reader), Ok((true, false, false)));
+}
+
+#[test]
+fn where_connections_are_serialized_auto_flushes_the_own_handle_only() {
+    let config = Config::new().with_thread_model(ThreadModel::SerializeConnections);
+    let mut world = World::with_connections(config, caching(), 2);
+    world.promises = false;
+    world.write(0, 0, 1);
+    world.write(1, 1, 1);
+    world.settle();
+    world.flush(1);
+    world.settle();
+    assert_eq!(world.flushes, [1]);
+}
+
+#[test]
+fn a_connection_that_is_not_open_has_no_commands() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let mut coordinator: FlushCoordinator<u8, u8, u8> = FlushCoordinator::new(config);
+    let conn = coordinator.connect(0, &0);
+    let read = Command::new(CommandType::READ, 0, 1);
+    let early = coordinator.command(conn, read, 7);
+    assert!(matches!(early, Decision::Closed { tag: 7 }));
+    coordinator.opened(conn, caching()).unwrap();
+    let Decision::Execute { op, tag } = coordinator.command(conn, read, 8) else {
+        panic!("it is open");
+    };
+    coordinator.disconnect(conn);
+    let late = coordinator.command(conn, read, 9);
+    assert!(matches!(late, Decision::Closed { tag: 9 }));
+    let late = coordinator.command(conn, Command::FLUSH, 10);
+    assert!(matches!(late, Decision::Closed { tag: 10 }));
+    let _ = coordinator.complete(op, tag, Ok(()));
 }
 
 #[test]
