@@ -245,11 +245,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// Flushes that waited for what was acknowledged go on as if they arrived now.
     fn release_flushes(&mut self, group: Key, scope: Scope) {
-        while let Some(Waiter { member, tag }) = self
+        while let Some(waiter) = self
             .groups
             .get_mut(group)
             .and_then(|group| group.unsettled.next_flush(scope))
         {
+            if self.verdict(group, waiter.member, None).is_err() {
+                // The client knows only when it is told, and its next flush may come before.
+                self.answer_flush(group, waiter, None);
+                continue;
+            }
+            let Waiter { member, tag } = waiter;
             let decision = self.client_flush(member, tag);
             self.act(member, decision);
             self.settle(member);

@@ -325,7 +325,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Answers a flush that had to wait.
-    fn answer_flush(&mut self, group: Key, waiter: Waiter<T>, failed: Option<Errno>) {
+    pub(super) fn answer_flush(&mut self, group: Key, waiter: Waiter<T>, failed: Option<Errno>) {
         match self.verdict(group, waiter.member, failed) {
             Ok(()) => {
                 self.reply(waiter.member, waiter.tag, Ok(()));
@@ -353,7 +353,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// What a client's flush is answered, if the backend's answer was this.
-    fn verdict(&self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
+    pub(super) fn verdict(&self, group: Key, key: Key, failed: Option<Errno>) -> Result<(), Errno> {
         let member = self.members.get(key);
         let group = self.groups.get(group);
         let failed = failed
