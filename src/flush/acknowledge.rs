@@ -198,20 +198,20 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// flush waits until that is true.
     /// What is to follow the flush, if anything, is passed on.
     pub(super) fn flush_arrives(&mut self, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
+        let member = key;
+        let waiter = Waiter { member, tag, then };
         if self.guards > 0
             && let Some((group, scope)) = self.scope(key)
             && let Some(group) = self.groups.get_mut(group)
         {
             let now = self.clock.tick();
             if group.unsettled.reaches_back_to(scope, now) {
-                let member = key;
-                let waiter = Waiter { member, tag, then };
                 group.unsettled.flushes.insert((scope, now), waiter);
                 self.count_pending(key);
                 return Decision::Wait;
             }
         }
-        self.client_flush(key, then, tag)
+        self.client_flush(waiter, false)
     }
 
     /// What was acknowledged when it began has completed, with this result.
@@ -252,12 +252,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// Flushes that waited for what was acknowledged go on as if they arrived now.
     fn release_flushes(&mut self, group: Key, scope: Scope) {
-        while let Some(Waiter { member, tag, then }) = self
+        while let Some(waiter) = self
             .groups
             .get_mut(group)
             .and_then(|group| group.unsettled.next_flush(scope))
         {
-            let decision = self.client_flush(member, then, tag);
+            let member = waiter.member;
+            let decision = self.client_flush(waiter, true);
             self.act(member, decision);
             self.settle(member);
         }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
-use super::command::{Command, Decision};
+use super::command::Decision;
 use super::config::{Acknowledge, AfterFailure, TrackDirty};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::{Group, Path, Round, Step, Waiter};
@@ -13,38 +13,34 @@ use super::slab::Key;
 use crate::wire::Errno;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
-    /// A client asks for a flush, and for what comes then.
-    pub(super) fn client_flush(&mut self, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
+    /// A client asks for a flush, and for what comes then; now, or it had to be deferred.
+    pub(super) fn client_flush(&mut self, waiter: Waiter<T>, deferred: bool) -> Decision<T> {
+        let key = waiter.member;
         let Some(member) = self.members.get(key) else {
-            return Decision::Closed { tag };
+            return Decision::Closed { tag: waiter.tag };
         };
         let group = member.group;
         if self.config.acknowledge() == Acknowledge::IgnoreFlush {
             self.count(group, |counters| counters.flushes += 1);
-            return self.answer_now(group, key, then, tag);
+            return self.answer_now(group, waiter, deferred);
         }
         if member.backend.cannot_flush() {
             // proto.md "Request types": it was not advertised, and MUST NOT be sent.
-            let result = Err(Errno::EINVAL);
+            let (tag, result) = (waiter.tag, Err(Errno::EINVAL));
             return Decision::Reply { tag, result };
         }
         let Some(path) = self.groups.get(group).map(|group| self.path(group)) else {
-            return Decision::Closed { tag };
+            return Decision::Closed { tag: waiter.tag };
         };
         self.count(group, |counters| counters.flushes += 1);
         if path == Path::Own {
-            return self.flush_own(group, key, then, tag);
+            return self.flush_own(group, waiter, deferred);
         }
         let skip = self.config.track_dirty() != TrackDirty::Off;
         if skip && !self.round_runs(group) && !self.needs_round(group, path) {
-            return self.answer_now(group, key, then, tag);
+            return self.answer_now(group, waiter, deferred);
         }
         self.count_pending(key);
-        let waiter = Waiter {
-            member: key,
-            tag,
-            then,
-        };
         if let Some(group) = self.groups.get_mut(group) {
             let last = if path == Path::CoversAll {
                 group.last_mod
@@ -363,7 +359,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Answers a flush that had to wait.
-    fn answer_flush(&mut self, group: Key, waiter: Waiter<T>, failed: Option<Errno>) {
+    pub(super) fn answer_flush(&mut self, group: Key, waiter: Waiter<T>, failed: Option<Errno>) {
         match self.verdict(group, waiter.member, failed) {
             Ok(()) => self.go_on(waiter),
             Err(why) => {
@@ -415,11 +411,23 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A flush that needs nothing is answered at once.
-    fn answer_now(&mut self, group: Key, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
+    fn answer_now(&mut self, group: Key, waiter: Waiter<T>, deferred: bool) -> Decision<T> {
+        self.count(group, |counters| counters.skipped += 1);
+        if deferred {
+            // Its client knows of a failure only when it is told, and its next flush may come
+            // before that.
+            self.count_pending(waiter.member);
+            self.answer_flush(group, waiter, None);
+            return Decision::Wait;
+        }
+        let Waiter {
+            member: key,
+            tag,
+            then,
+        } = waiter;
         let result = self.verdict(group, key, None);
         self.count(group, |counters| {
-            counters.skipped += 1;
-            counters.failed += u64::from(result.is_err());
+            counters.failed += u64::from(result.is_err())
         });
         if result.is_err() {
             let now = self.clock.tick();
@@ -459,7 +467,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A client's flush concerns its own connection only.
-    fn flush_own(&mut self, group: Key, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
+    fn flush_own(&mut self, group: Key, waiter: Waiter<T>, deferred: bool) -> Decision<T> {
+        let key = waiter.member;
         let skip = match self.config.track_dirty() {
             TrackDirty::Off => false,
             // A clean mark for the group would say nothing about this handle.
@@ -472,17 +481,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             .get(key)
             .is_some_and(|member| member.backend.flush());
         if skip || !can_flush {
-            return self.answer_now(group, key, then, tag);
+            return self.answer_now(group, waiter, deferred);
         }
         if self.is_flush_coming(key) {
             self.count(group, |counters| counters.joined += 1);
         }
         self.count_pending(key);
-        let wait = self.own.insert(Waiter {
-            member: key,
-            tag,
-            then,
-        });
+        let wait = self.own.insert(waiter);
         if self.is_stale(key) {
             // It has to start from now on, or old data would stay.
             self.flush_later(key, Need::Own(wait));

@@ -398,6 +398,42 @@ mod on_receipt {
     }
 
     #[test]
+    fn a_flush_that_comes_before_the_answer_of_a_deferred_one_fails_like_it() {
+        let config = on_receipt().with_after_failure(AfterFailure::Retry);
+        let mut coordinator: FlushCoordinator<u8, u8, u8> = FlushCoordinator::new(config);
+        let conn = coordinator.connect(0, &0);
+        // So that no flush of the handle is needed, and the deferred one is answered at once.
+        let backend = Backend::new().with_caches_nothing(true);
+        coordinator.opened(conn, backend).unwrap();
+        let write = Command::new(CommandType::WRITE, 0, 1);
+        let Decision::Execute { op, tag } = coordinator.command(conn, write, 1) else {
+            panic!("nothing is in its way");
+        };
+        let deferred = coordinator.command(conn, Command::FLUSH, 2);
+        assert!(matches!(deferred, Decision::Wait));
+        let end = coordinator.complete(op, tag, Err(Errno::ENOSPC));
+        assert!(matches!(end, Decision::Answered { tag: 1 }));
+        // The answer of the first stands among the actions, and nobody has taken it.
+        let next = coordinator.command(conn, Command::FLUSH, 3);
+        let failed = |decision| {
+            matches!(
+                decision,
+                Decision::Reply {
+                    result: Err(Errno::ENOSPC),
+                    ..
+                }
+            )
+        };
+        assert!(failed(next));
+        let told = coordinator.poll();
+        let result = Err(Errno::ENOSPC);
+        assert!(matches!(told, Some(Action::Reply { tag: 2, result: it, .. }) if it == result));
+        assert!(coordinator.poll().is_none());
+        let later = coordinator.command(conn, Command::FLUSH, 4);
+        assert!(matches!(later, Decision::Reply { result: Ok(()), .. }));
+    }
+
+    #[test]
     fn where_each_is_on_its_own_a_late_failure_concerns_one() {
         for policy in [AfterFailure::Sticky, AfterFailure::Retry] {
             let config = on_receipt().with_after_failure(policy);

@@ -1381,6 +1381,17 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         ],
     },
     Mutant {
+        name: "on receipt: a late failure counts as told before the answer is taken",
+        edits: &[Edit {
+            file: ROUND,
+            find: "        if deferred {",
+            replace: "        if deferred && waiter.then.is_some() {",
+        }],
+        caught_by: &[
+            "acknowledge::on_receipt::a_flush_that_comes_before_the_answer_of_a_deferred_one_fails_like_it",
+        ],
+    },
+    Mutant {
         name: "on receipt: a late failure of one on its own is told to all",
         edits: &[Edit {
             file: ACKNOWLEDGE,
