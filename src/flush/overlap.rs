@@ -251,11 +251,16 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// Something has ended: can commands that wait begin?
     pub(super) fn recheck_order(&mut self, group_key: Key) {
+        let Some(group) = self.groups.get(group_key) else {
+            return;
+        };
+        // What comes to wait meanwhile has been looked at.
+        let end = group.order_waiting.end();
         let mut from = 0;
         while let Some(place) = self
             .groups
             .get(group_key)
-            .and_then(|group| group.order_waiting.next_from(from))
+            .and_then(|group| group.order_waiting.next_in(from..end))
         {
             self.recheck_one(group_key, place);
             from = place + 1;

@@ -163,9 +163,14 @@ impl<T> Waiting<T> {
         self.waits.get(&place)
     }
 
-    /// The first one from `place` on.
-    pub(super) fn next_from(&self, place: Place) -> Option<Place> {
-        self.waits.range(place..).next().map(|(&place, _)| place)
+    /// Where the next one to wait will be.
+    pub(super) fn end(&self) -> Place {
+        self.next
+    }
+
+    /// The first one of these places, which are not turned around.
+    pub(super) fn next_in(&self, places: core::ops::Range<Place>) -> Option<Place> {
+        self.waits.range(places).next().map(|(&place, _)| place)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &OrderWait<T>)> {
