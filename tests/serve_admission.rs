@@ -109,3 +109,19 @@ fn reads_find_what_others_have_written_if_they_ask_for_it_or_always_do() {
     assert_eq!(read_beside(&preflush, read_fua), b"data");
     assert_eq!(read_beside(&["--overlap", "coherent"], plain), b"data");
 }
+
+#[test]
+fn with_log_the_end_says_what_flushes_came_to() {
+    let serve = Serve::start(&["--log", "--cache"]);
+    let (mut a, mut b) = (serve.connect(), serve.connect());
+    a.ask(|cookie| Request::write(cookie, 0, 4), b"data", 0)
+        .unwrap();
+    b.ask(Request::flush, &[], 0).unwrap();
+    b.ask(Request::flush, &[], 0).unwrap();
+    a.disconnect();
+    b.disconnect();
+    let ended = serve.stop();
+    let summary = "in all: 1 modifications; 2 flushes asked for, of which 1 needed none, 0 shared \
+                   one and 0 failed; 1 backend flushes, of which 0 failed";
+    assert!(ended.stderr.contains(summary), "{}", ended.stderr);
+}

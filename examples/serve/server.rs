@@ -254,6 +254,7 @@ impl Server {
             self.gone.wait(&mut connections);
         }
         drop(connections);
+        self.log.line(|| self.summary());
         if !self.can.read_only
             && self.can.flush
             && let Err(error) = self.storage.open().and_then(|handle| handle.flush())
@@ -261,6 +262,22 @@ impl Server {
             self.flush_failed(&error);
         }
         self.failed.lock().take().map_or(Ok(()), Err)
+    }
+
+    /// What clients asked for, and what it came to.
+    fn summary(&self) -> String {
+        let counters = self.coordinator.lock().counters();
+        format!(
+            "in all: {} modifications; {} flushes asked for, of which {} needed none, {} shared one \
+             and {} failed; {} backend flushes, of which {} failed",
+            counters.modifications,
+            counters.flushes,
+            counters.skipped,
+            counters.joined,
+            counters.failed,
+            counters.backend_flushes,
+            counters.backend_failures,
+        )
     }
 
     fn for_each_stream(&self, how: Shutdown) {
