@@ -106,7 +106,7 @@ fn a_client_reads_no_byte_of_transmission() {
     bytes.extend_from_slice(b"a reply");
     for piece in [1, 3, 1000] {
         let mut stream = Script::new(bytes.clone(), piece);
-        let wanted = Wanted::new(name("disk"));
+        let wanted = compact("disk");
         let got = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap();
         assert_eq!(got.session.size(), disk().size);
         assert_eq!(stream.rest(), b"a reply");
@@ -169,7 +169,7 @@ fn a_refused_client_sends_its_farewell() {
         message: name("no"),
     };
     let mut stream = Script::new(server_bytes(3, &[(OptionCode::GO, error)]), 1000);
-    let wanted = Wanted::new(name("x")).with_structured_replies(false);
+    let wanted = compact("x").with_structured_replies(false);
     let error = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap_err();
     assert!(matches!(
         &error,

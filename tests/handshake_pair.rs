@@ -15,6 +15,7 @@ fn both_sides_agree_on_the_session_in_every_combination() {
         let bit = |at: u32| bits & (1 << at) != 0;
         let server = ServerConfig::new()
             .with_no_zeroes(bit(0))
+            .with_extended_headers(false)
             .with_structured_replies(bit(1));
         let client = ClientConfig::new().with_no_zeroes(bit(2));
         let wanted = Wanted::new(name("disk"))
@@ -40,7 +41,7 @@ fn both_sides_agree_on_the_session_in_every_combination() {
         });
         let (got, session) = (ends.client.unwrap(), ends.server.unwrap().unwrap());
         assert_eq!(got.session, session);
-        assert_eq!(got.option, OptionCode::GO);
+        assert_eq!(got.option, Some(OptionCode::GO));
         assert!(got.block_sizes_announced);
         assert_eq!(session.block_sizes(), export.block_sizes);
         let structured = bit(1) && bit(3);
@@ -58,7 +59,7 @@ fn both_sides_agree_on_the_session_in_every_combination() {
 fn both_sides_agree_on_a_refusal() {
     for (export, code) in [
         ("gone", ReplyType::ERR_UNKNOWN),
-        ("secret", ReplyType::ERR_TLS_REQD),
+        ("secret", ReplyType::ERR_POLICY),
         ("ignored", ReplyType::ERR_UNKNOWN),
     ] {
         let wanted = Wanted::new(name(export));

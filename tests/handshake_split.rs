@@ -108,7 +108,7 @@ proptest! {
         ]))),
         structured: bool,
     ) {
-        let wanted = Wanted::new(name("disk")).with_structured_replies(structured);
+        let wanted = compact("disk").with_structured_replies(structured);
         let whole = negotiate(&wanted, &bytes, &[]);
         let every: Vec<usize> = (0..bytes.len()).collect();
         prop_assert_eq!(&negotiate(&wanted, &bytes, &cuts), &whole);

@@ -232,10 +232,13 @@ fn serve(capture: &Capture, handshake: &Handshake, cuts: &[usize]) -> Run {
 fn compare(exchange: &Exchange, ours: &OptionReply) {
     let theirs = exchange.replies.last().map(OptionReply::reply_type);
     let ours = ours.reply_type();
+    eprintln!("  {}: ours {ours}, theirs {theirs:?}", exchange.code);
     match exchange.code {
         OptionCode::ABORT => assert_eq!(ours, ReplyType::ACK),
         OptionCode::LIST | OptionCode::INFO | OptionCode::GO => assert_eq!(Some(ours), theirs),
-        OptionCode::STRUCTURED_REPLY => assert_eq!(ours, ReplyType::ACK),
+        OptionCode::STRUCTURED_REPLY | OptionCode::EXTENDED_HEADERS => {
+            assert!(matches!(ours, ReplyType::ACK | ReplyType::ERR_INVALID | ReplyType::ERR_EXT_HEADER_REQD));
+        }
         _ => assert_eq!(ours, ReplyType::ERR_UNSUP),
     }
 }
