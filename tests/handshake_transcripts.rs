@@ -237,7 +237,10 @@ fn compare(exchange: &Exchange, ours: &OptionReply) {
         OptionCode::ABORT => assert_eq!(ours, ReplyType::ACK),
         OptionCode::LIST | OptionCode::INFO | OptionCode::GO => assert_eq!(Some(ours), theirs),
         OptionCode::STRUCTURED_REPLY | OptionCode::EXTENDED_HEADERS => {
-            assert!(matches!(ours, ReplyType::ACK | ReplyType::ERR_INVALID | ReplyType::ERR_EXT_HEADER_REQD));
+            assert!(matches!(
+                ours,
+                ReplyType::ACK | ReplyType::ERR_INVALID | ReplyType::ERR_EXT_HEADER_REQD
+            ));
         }
         _ => assert_eq!(ours, ReplyType::ERR_UNSUP),
     }
