@@ -148,3 +148,75 @@ fn both_sides_agree_on_the_session_after_export_name() {
         }
     }
 }
+
+/// Whatever both sides are configured to: they come to the same session, or to none.
+#[cfg(feature = "proptest")]
+mod random {
+    use super::*;
+    use nbd_proto::conformance::strategy::handshake as strategy;
+    use nbd_proto::handshake::{TlsPolicy, TlsWanted};
+    use nbd_proto::session::MetaContext;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn both_sides_agree_whatever_they_are_configured_to(
+            config in strategy::server_config(),
+            wanted in strategy::wanted(name("disk")),
+            client in strategy::client_config(),
+            export in strategy::export(name("Disk")),
+            contexts in strategy::contexts(),
+            exists in proptest::bool::weighted(0.8),
+        ) {
+            let ends = Pair::new(config, wanted.clone(), client).run(|ask| match ask {
+                Ask::Export(ask) if exists => ask.accept(&export),
+                Ask::Contexts(ask) if exists => ask.accept(&contexts),
+                _ => {}
+            });
+            match (&ends.client, &ends.server) {
+                (Ok(got), Ok(Some(session))) => {
+                    let mut seen = session.clone();
+                    if got.option == Some(OptionCode::EXPORT_NAME) {
+                        // They cannot be told.
+                        seen = seen.with_block_sizes(BlockSizes::DEFAULT);
+                    }
+                    prop_assert_eq!(&got.session, &seen);
+                    prop_assert!(exists);
+                    check(session, &contexts);
+                    let tls = session.is_tls();
+                    prop_assert!(tls || config.tls() != TlsPolicy::Forced);
+                    prop_assert!(tls || wanted.tls() != TlsWanted::Required);
+                    prop_assert!(tls || !export.tls_required);
+                    prop_assert!(!tls || wanted.tls() != TlsWanted::No);
+                    prop_assert_eq!(got.announced_flags, session.flags());
+                }
+                (Err(NegotiateError::Refused(_)), Ok(None)) => {}
+                // EXPORT_NAME, which is all that a server without fixed newstyle knows.
+                (
+                    Err(NegotiateError::Fatal(Fatal::ExportUnavailable { .. })),
+                    Err(Fatal::ExportRefused { .. }),
+                ) => {}
+                other => prop_assert!(false, "they disagree: {other:?}"),
+            }
+        }
+    }
+
+    fn check(session: &nbd_proto::session::Session, contexts: &[nbd_proto::handshake::Context]) {
+        let flags = session.flags();
+        assert!(flags.contains(TransmissionFlags::HAS_FLAGS));
+        let style = session.reply_style();
+        let df = flags.contains(TransmissionFlags::SEND_DF);
+        assert!(!df || style != ReplyStyle::Simple);
+        let payload = flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+        let selected = session.contexts();
+        assert!(!payload || (style == ReplyStyle::Extended && !selected.is_empty()));
+        assert!(selected.is_empty() || style != ReplyStyle::Simple);
+        for MetaContext { id, name } in selected {
+            let known = &contexts[*id as usize];
+            assert_eq!(&known.name, name, "the id leads back to the context");
+            assert!(!known.wide || style == ReplyStyle::Extended);
+        }
+    }
+}
