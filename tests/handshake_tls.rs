@@ -251,6 +251,7 @@ fn starttls_takes_no_data() {
 
 // --- nothing crosses ---
 
+/// CVE-2021-3716: someone could negotiate structured replies for a client that knew nothing of it.
 #[test]
 fn what_was_negotiated_before_tls_is_forgotten() {
     for style in [ClientOption::StructuredReply, ClientOption::ExtendedHeaders] {
@@ -284,8 +285,8 @@ fn what_was_negotiated_before_tls_is_forgotten() {
     }
 }
 
-/// CVE-2021-3716: commands that someone put into the stream before TLS were executed as if the
-/// client had sent them under its protection.
+/// CVE-2011-0411, in mail servers: commands that someone put into the stream before TLS were
+/// executed as if the client had sent them under its protection.
 #[test]
 fn plaintext_injected_after_starttls_ends_the_session_before_anything_is_agreed() {
     let injected = [

@@ -311,7 +311,7 @@ impl ClientHandshake {
                 self.state = State::ExportName(name);
             }
             // Whoever can write into the connection could write the beginning of what the server
-            // says under the protection of TLS.
+            // says under the protection of TLS (CVE-2011-0411, the other way round).
             State::TlsPending if !input.is_empty() => {
                 self.fail(Fatal::PlaintextBeforeTls);
                 return true;

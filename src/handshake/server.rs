@@ -187,6 +187,8 @@ impl ServerHandshake {
         let TlsStart { .. } = leave;
         if matches!(self.state, State::TlsPending) {
             self.tls = true;
+            // CVE-2021-3716: whoever can write into the connection could negotiate, in the name of
+            // a client that knows nothing of it.
             self.reply_style = ReplyStyle::Simple;
             self.selected = None;
             self.promise = None;
@@ -301,7 +303,7 @@ impl ServerHandshake {
                 self.answer(option, answer, out);
             }
             // Whoever can write into the connection could write the beginning of what the client
-            // says under the protection of TLS: the response injection of CVE-2021-3716.
+            // says under the protection of TLS (CVE-2011-0411, in mail servers).
             State::TlsAsked | State::TlsPending if !input.is_empty() => {
                 self.fail(Fatal::PlaintextBeforeTls);
             }

@@ -103,7 +103,7 @@ impl<'s> ContextsAsk<'s> {
         self.machine.reply_style
     }
 
-    /// Whether TLS runs.
+    /// Whether TLS runs; if not, the contexts of exports that require it need not be told of.
     #[must_use]
     pub const fn is_tls(&self) -> bool {
         self.machine.tls
