@@ -412,7 +412,11 @@ fn a_server_that_is_not_fixed_knows_export_name_only() {
     );
     assert_eq!(session(&run).size(), disk().size);
     for option in [ClientOption::List, go("disk"), ClientOption::StartTls] {
-        let run = run_server(config, &client_bytes(flags, &[option.clone()]), &[]);
+        let run = run_server(
+            config,
+            &client_bytes(flags, std::slice::from_ref(&option)),
+            &[],
+        );
         let option = option.code();
         assert_eq!(run.end, Err(Fatal::NotFixedNewstyle { option }));
         assert_eq!(run.output.len(), 18);
