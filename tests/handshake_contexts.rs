@@ -526,6 +526,31 @@ fn contexts_count_for_the_export_they_were_selected_for_and_if_they_were_acknowl
 }
 
 #[test]
+fn a_client_forgets_its_last_selection_when_the_next_one_fails() {
+    let error = OptionReply::Error {
+        code: ReplyType::ERR_TOO_BIG,
+        message: Name::EMPTY,
+    };
+    let export = OptionReply::Info(Info::Export {
+        size: 1,
+        flags: TransmissionFlags::HAS_FLAGS,
+    });
+    let answers = [
+        (OptionCode::STRUCTURED_REPLY, OptionReply::Ack),
+        (SET, context(7, "base:allocation")),
+        (SET, OptionReply::Ack),
+        (SET, error),
+        (OptionCode::GO, export),
+        (OptionCode::GO, OptionReply::Ack),
+    ];
+    let wanted = set("disk", &["base:allocation"]);
+    let options = [SR, wanted.clone(), wanted, go("disk")];
+    let bytes = server_bytes(3, &answers);
+    let run = run_client(ClientConfig::new(), &options, &bytes, &[]);
+    assert_eq!(session(&run).contexts(), []);
+}
+
+#[test]
 fn a_selection_that_the_client_itself_refuses_replaces_the_last_one_too() {
     // STARTTLS within the session makes replies simple again; here nothing was negotiated at all.
     let options = [
