@@ -16,8 +16,15 @@
 //! | option longer than [`Limits::max_drain`] | none | [`Fatal::OptionTooLong`] |
 //! | `EXPORT_NAME` that is malformed, unknown or refused (`NBD_OPT_EXPORT_NAME`) | none possible | [`Fatal::ExportName`], [`Fatal::ExportRefused`] |
 //! | option that is unknown or not supported ("Baseline") | `ERR_UNSUP` | body drained, go on |
-//! | malformed body; `LIST` or `STRUCTURED_REPLY` with data | `ERR_INVALID` | body drained, go on |
-//! | option longer than [`Limits::max_option_body`] | `ERR_TOO_BIG` | body drained, go on |
+//! | malformed body; `LIST`, `STARTTLS`, `STRUCTURED_REPLY`, `EXTENDED_HEADERS` with data; a query without namespace | `ERR_INVALID` | body drained, go on |
+//! | a second `STARTTLS` within TLS, a second `EXTENDED_HEADERS` | `ERR_INVALID` | go on |
+//! | meta contexts without structured replies and extended headers | `ERR_INVALID` | body drained, go on |
+//! | `STRUCTURED_REPLY` after extended headers | `ERR_EXT_HEADER_REQD` | go on |
+//! | option longer than [`Limits::max_option_body`], string longer than [`Limits::max_string`], too many queries or contexts | `ERR_TOO_BIG` | body drained, go on |
+//! | before TLS, where it is forced; any option but `STARTTLS` and `ABORT` ("FORCEDTLS mode") | `ERR_TLS_REQD` | body drained, go on |
+//! | the same of a client that did not set `FIXED_NEWSTYLE`, to which no TLS can be offered | `ERR_POLICY` | body drained, go on |
+//! | bytes after `STARTTLS`, before TLS was started | none | [`Fatal::PlaintextBeforeTls`] |
+//! | `EXPORT_NAME` after extended headers | none | [`Fatal::ExportNameAfterExtendedHeaders`] |
 //! | the caller refuses | as [`Refusal`] says | go on |
 //! | shutting down; any option but `ABORT` ("Termination of the session during option haggling") | `ERR_SHUTDOWN` | go on |
 //! | `ABORT`, with or without data | `ACK` | the session is over |
@@ -27,7 +34,8 @@
 //! | condition | answer | then |
 //! |---|---|---|
 //! | not an NBD server; oldstyle server | none | [`Fatal::NotNbd`], [`Fatal::Oldstyle`] |
-//! | reply without magic number, to another option, of a kind that cannot follow, malformed, too long, one too many, size constraints that the protocol forbids, `ACK` without `NBD_INFO_EXPORT` | none | hang up: the [`Fatal`] says which |
+//! | reply without magic number, to another option, of a kind that cannot follow, malformed, too long, one too many, size constraints that the protocol forbids, `ACK` without `NBD_INFO_EXPORT`, information that contradicts itself, meta contexts that were not asked for or come twice | none | hang up: the [`Fatal`] says which |
+//! | bytes after the `ACK` to `STARTTLS`, before TLS was started | none | [`Fatal::PlaintextBeforeTls`] |
 //! | unknown information, handshake flag or transmission flag | none | ignored |
 //! | error reply | none | [`Refused`]; the next option may be sent |
 //! | `ERR_SHUTDOWN` | `ABORT` | the session is over |
@@ -62,10 +70,11 @@
 //!
 //! [`Limits::max_options`]: crate::limits::Limits::max_options
 //! [`Limits::max_drain`]: crate::limits::Limits::max_drain
+//! [`Limits::max_string`]: crate::limits::Limits::max_string
 //! [`Limits::max_option_body`]: crate::limits::Limits::max_option_body
 
 use crate::session::{BadBlockSizes, BlockSizes};
-use crate::wire::{BadMagic, ClientFlags, Malformed, Name, OptionCode, ReplyType};
+use crate::wire::{BadMagic, ClientFlags, InfoType, Malformed, Name, OptionCode, ReplyType};
 
 /// Why the handshake cannot go on: the connection has to be closed, without an answer.
 ///
@@ -99,6 +108,17 @@ pub enum Fatal {
     /// Seen by a server: an `EXPORT_NAME` with something that is not a name.
     #[error("the client sent an EXPORT_NAME whose body {0}")]
     ExportName(Malformed),
+    /// Seen by a server that was configured not to be *fixed* newstyle: anything else than an
+    /// `EXPORT_NAME`, which has no answer there.
+    #[error("the client sent the option {option}, which newstyle without fixed does not have")]
+    NotFixedNewstyle {
+        /// The option.
+        option: OptionCode,
+    },
+    /// Seen by a server: an `EXPORT_NAME` after extended headers were negotiated, which the
+    /// protocol forbids.
+    #[error("the client sent EXPORT_NAME after it had negotiated extended headers")]
+    ExportNameAfterExtendedHeaders,
     /// Seen by a server: an `EXPORT_NAME` was refused, which cannot be told to the client.
     #[error("the export {name:?} was refused: {why}")]
     ExportRefused {
@@ -111,8 +131,9 @@ pub enum Fatal {
     /// Seen by a client: this is not an NBD server.
     #[error("the server does not speak NBD: {0}")]
     NotNbd(BadMagic),
-    /// Seen by a client: an oldstyle server, with which nothing can be negotiated.
-    #[error("the server speaks the oldstyle handshake, which is not supported")]
+    /// Seen by a client: an oldstyle server, with which nothing can be negotiated, where that is
+    /// not accepted, or where an export was named, or TLS is required.
+    #[error("the server speaks the oldstyle handshake, in which nothing can be negotiated")]
     Oldstyle,
     /// Seen by a client: a reply does not begin with the magic number of option replies.
     #[error("the server sent something that is not an option reply: {0}")]
@@ -181,6 +202,45 @@ pub enum Fatal {
         name: Name,
     },
 
+    /// Seen by a client: a piece of information was told twice, and not the same both times.
+    #[error("the server told {info} twice about the same export, and not the same")]
+    ContradictoryInfo {
+        /// What it is about.
+        info: InfoType,
+    },
+    /// Seen by a client: all replies to one option together are longer than allowed.
+    #[error("the server answered the option {option} with more than {limit} bytes")]
+    TooManyReplyBytes {
+        /// What was sent.
+        option: OptionCode,
+        /// How many bytes are allowed in the bodies of all replies.
+        limit: u32,
+    },
+    /// Seen by a client: a meta context that no query asked for, or that has no namespace.
+    #[error("the server answered with the meta context {name:?}, which was not asked for")]
+    UnaskedContext {
+        /// Its name.
+        name: Name,
+    },
+    /// Seen by a client: two selected meta contexts have the same number or the same name.
+    #[error("the server selected the meta context {name:?}, or its number {id}, twice")]
+    DuplicateContext {
+        /// The number of the second one.
+        id: u32,
+        /// The name of the second one.
+        name: Name,
+    },
+    /// Seen by a client: more meta contexts are selected than allowed.
+    #[error("the server selected more than {limit} meta contexts")]
+    TooManyContexts {
+        /// How many are allowed.
+        limit: u32,
+    },
+
+    /// Seen by either: bytes came between the agreement on TLS and its start. Whatever they are,
+    /// they are not protected, and must not be taken for a part of the session that will be.
+    #[error("the peer sent plaintext after it had agreed to start TLS")]
+    PlaintextBeforeTls,
     /// Seen by either: the connection ended in the middle of a message, or where an answer was
     /// due.
     #[error("the connection was closed in the middle of the handshake")]
@@ -202,10 +262,11 @@ impl From<Fatal> for std::io::Error {
 
 /// Why a server says no to an option, while the session goes on.
 ///
-/// Given to the `refuse` of a [`ListAsk`] or an [`ExportAsk`].
+/// Given to the `refuse` of a [`ListAsk`], an [`ExportAsk`] or a [`ContextsAsk`].
 ///
 /// [`ListAsk`]: crate::handshake::ListAsk
 /// [`ExportAsk`]: crate::handshake::ExportAsk
+/// [`ContextsAsk`]: crate::handshake::ContextsAsk
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -216,6 +277,9 @@ pub enum Refusal {
     #[error("not allowed by the server's policy")]
     Policy,
     /// `ERR_TLS_REQD`: not without TLS.
+    ///
+    /// The protocol allows this answer to `INFO` and `GO` only, and only where TLS is offered and
+    /// does not run yet. Everywhere else the client gets [`Policy`](Self::Policy).
     #[error("only allowed over TLS")]
     TlsRequired,
     /// `ERR_SHUTDOWN`: the server is going away.
@@ -228,6 +292,12 @@ pub enum Refusal {
     /// gets [`Policy`](Self::Policy).
     #[error("only for clients that ask for the block sizes and keep to them")]
     BlockSizesRequired(BlockSizes),
+    /// `ERR_EXT_HEADER_REQD`: not without extended headers.
+    ///
+    /// Where they are in use already, or the client asks for contexts of the `base:` namespace
+    /// only, the protocol forbids this answer; the client gets [`Policy`](Self::Policy).
+    #[error("only for clients that negotiate extended headers")]
+    ExtendedHeadersRequired,
     /// `ERR_PLATFORM`: not possible on this platform or in this build.
     #[error("not possible on the server's platform")]
     Platform,
@@ -246,6 +316,7 @@ impl Refusal {
             Self::TlsRequired => ReplyType::ERR_TLS_REQD,
             Self::ShuttingDown => ReplyType::ERR_SHUTDOWN,
             Self::BlockSizesRequired(_) => ReplyType::ERR_BLOCK_SIZE_REQD,
+            Self::ExtendedHeadersRequired => ReplyType::ERR_EXT_HEADER_REQD,
             Self::Platform => ReplyType::ERR_PLATFORM,
             Self::TooBig => ReplyType::ERR_TOO_BIG,
         }
@@ -319,6 +390,7 @@ mod tests {
             Refusal::TlsRequired,
             Refusal::ShuttingDown,
             Refusal::BlockSizesRequired(BlockSizes::DEFAULT),
+            Refusal::ExtendedHeadersRequired,
             Refusal::Platform,
             Refusal::TooBig,
         ];

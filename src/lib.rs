@@ -10,10 +10,13 @@
 //! |---|---|---|---|
 //! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`] | [`FlushCoordinator`] |
 //! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`] | |
+//! | a tool that shows what a server has | [`Inspector`], or `io::inspect` | | [`Announcement::lints`] |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //!
 //! [`ServerHandshake`]: handshake::ServerHandshake
 //! [`Negotiator`]: handshake::Negotiator
+//! [`Inspector`]: handshake::Inspector
+//! [`Announcement::lints`]: session::Announcement::lints
 //! [`RequestDecoder`]: transmission::RequestDecoder
 //! [`Session::check`]: session::Session::check
 //! [`ReplyEncoder`]: transmission::ReplyEncoder
@@ -31,7 +34,8 @@
 //!                                             be executed            to be flushed, and when
 //! ```
 //!
-//! - [`handshake`]: option negotiation, both sides, by two machines. They end in a
+//! - [`handshake`]: option negotiation, both sides, by two machines: oldstyle, newstyle, fixed
+//!   newstyle; TLS (spoken by the caller), extended headers, meta contexts. They end in a
 //! - [`session::Session`]: what was negotiated, as plain data.
 //! - [`transmission`]: requests and replies, both sides.
 //! - [`flush`]: keeps the promise that `NBD_FLAG_CAN_MULTI_CONN` makes.
@@ -51,11 +55,6 @@
 //!   crate is `no_std` and needs `alloc`.
 //! - `futures`: drivers for `futures::io`.
 //! - `proptest`: strategies for property tests, of this crate and of code that uses it.
-//!
-//! # Not yet supported
-//!
-//! Oldstyle servers, STARTTLS, negotiation of meta contexts and of extended headers. Their
-//! messages are in [`wire`]; the handshakes answer that they are unsupported.
 
 #![no_std]
 #![forbid(unsafe_code)]

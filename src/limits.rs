@@ -15,12 +15,19 @@
 /// "Size constraints").
 pub const DEFAULT_MAX_PAYLOAD: u32 = 1 << 25;
 
+/// The longest string that the protocol allows, in bytes (proto.md "Conventions").
+const MAX_STRING: u32 = 4096;
+
 /// Limits for one connection, on either side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     max_option_body: u32,
+    max_string: u32,
     max_options: u32,
+    max_queries: u32,
+    max_contexts: u32,
     max_replies: u32,
+    max_reply_bytes: u32,
     max_drain: u32,
     max_payload: u32,
     max_chunks: u32,
@@ -35,12 +42,24 @@ impl Limits {
             // handful of information requests. SET_META_CONTEXT with many long queries is the
             // largest body in practice; nbdkit takes 16 KiB, qemu less.
             max_option_body: 64 << 10,
+            // proto.md "Conventions": strings "MUST be no longer than 4096 bytes". nbdkit and
+            // libnbd take as much; qemu does too, since 4.2.
+            max_string: MAX_STRING,
             // nbdkit hangs up after 32 options; qemu has no limit. A client that lists and then
             // asks for INFO on each of many exports needs more.
             max_options: 1024,
+            // Queries in one option about meta contexts. Clients send one for each context that
+            // they want, of which even a qemu server with many bitmaps has some dozens.
+            max_queries: 1024,
+            // Contexts selected at once, each of which may answer each block status. qemu has
+            // two, and one for each dirty bitmap; libnbd takes any number.
+            max_contexts: 256,
             // How many replies a server may give to one option: exports listed, infos, contexts.
             // libnbd stops at 10,000 exports.
             max_replies: 10_000,
+            // All bodies of the replies to one option together, for clients that keep them: the
+            // names and descriptions of 10,000 exports with 1600 bytes for each.
+            max_reply_bytes: 16 << 20,
             // What is skipped in one go before we hang up: an unknown option, or a payload above
             // our maximum. The protocol does not allow us to take up to 32 MiB for an attack.
             max_drain: DEFAULT_MAX_PAYLOAD,
@@ -59,6 +78,19 @@ impl Limits {
         self
     }
 
+    /// Most bytes in a name or a query that a client sends (default 4096, which is also the most
+    /// that the protocol allows and that can be set). An option with a longer one is answered
+    /// with `ERR_TOO_BIG`; after `EXPORT_NAME`, a server hangs up.
+    #[must_use]
+    pub const fn with_max_string(mut self, bytes: u32) -> Self {
+        self.max_string = if bytes > MAX_STRING {
+            MAX_STRING
+        } else {
+            bytes
+        };
+        self
+    }
+
     /// Most options that a client may send in one session (default 1024); a server hangs up on
     /// the next one.
     #[must_use]
@@ -67,10 +99,34 @@ impl Limits {
         self
     }
 
+    /// Most queries in one `LIST_META_CONTEXT` or `SET_META_CONTEXT` (default 1024); more are
+    /// answered with `ERR_TOO_BIG`.
+    #[must_use]
+    pub const fn with_max_queries(mut self, count: u32) -> Self {
+        self.max_queries = count;
+        self
+    }
+
+    /// Most meta contexts that are selected at the same time (default 256). A server answers
+    /// `ERR_TOO_BIG` to a request for more; a client hangs up on a server that selects more.
+    #[must_use]
+    pub const fn with_max_contexts(mut self, count: u32) -> Self {
+        self.max_contexts = count;
+        self
+    }
+
     /// Most replies that a client takes to one option (default 10,000); it hangs up on the next.
     #[must_use]
     pub const fn with_max_replies(mut self, count: u32) -> Self {
         self.max_replies = count;
+        self
+    }
+
+    /// Most bytes in the bodies of all replies to one option together (default 16 MiB); a client
+    /// hangs up at the header of the reply that would exceed them.
+    #[must_use]
+    pub const fn with_max_reply_bytes(mut self, bytes: u32) -> Self {
+        self.max_reply_bytes = bytes;
         self
     }
 
@@ -100,6 +156,30 @@ impl Limits {
     #[must_use]
     pub const fn max_option_body(&self) -> u32 {
         self.max_option_body
+    }
+
+    /// Most bytes in a name or a query that a client sends.
+    #[must_use]
+    pub const fn max_string(&self) -> u32 {
+        self.max_string
+    }
+
+    /// Most queries in one option.
+    #[must_use]
+    pub const fn max_queries(&self) -> u32 {
+        self.max_queries
+    }
+
+    /// Most meta contexts that are selected at the same time.
+    #[must_use]
+    pub const fn max_contexts(&self) -> u32 {
+        self.max_contexts
+    }
+
+    /// Most bytes in all replies to one option.
+    #[must_use]
+    pub const fn max_reply_bytes(&self) -> u32 {
+        self.max_reply_bytes
     }
 
     /// Most options in one session.

@@ -15,6 +15,14 @@
 //! assert_eq!(session.size(), 1 << 30);
 //! ```
 
+mod features;
+mod lint;
+
+pub use features::Features;
+pub use lint::{Announcement, Lint};
+
+pub(crate) use features::consistent;
+
 use alloc::vec::Vec;
 
 use crate::limits::DEFAULT_MAX_PAYLOAD;
@@ -136,6 +144,7 @@ pub struct Session {
     block_sizes: BlockSizes,
     reply_style: ReplyStyle,
     contexts: Vec<MetaContext>,
+    tls: bool,
 }
 
 impl Session {
@@ -150,6 +159,7 @@ impl Session {
             block_sizes: BlockSizes::DEFAULT,
             reply_style: ReplyStyle::Simple,
             contexts: Vec::new(),
+            tls: false,
         }
     }
 
@@ -171,6 +181,13 @@ impl Session {
     #[must_use]
     pub fn with_contexts(mut self, contexts: Vec<MetaContext>) -> Self {
         self.contexts = contexts;
+        self
+    }
+
+    /// Sets whether all of it goes over TLS.
+    #[must_use]
+    pub const fn with_tls(mut self, tls: bool) -> Self {
+        self.tls = tls;
         self
     }
 
@@ -208,6 +225,12 @@ impl Session {
     #[must_use]
     pub fn contexts(&self) -> &[MetaContext] {
         &self.contexts
+    }
+
+    /// Whether all of it goes over TLS, from before the export was chosen.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.tls
     }
 }
 

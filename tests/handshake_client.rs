@@ -412,16 +412,30 @@ fn flags_that_contradict_the_session_are_not_believed() {
 }
 
 #[test]
-fn where_a_server_repeats_itself_the_last_word_counts() {
-    let first = OptionReply::Info(Info::Export {
+fn the_same_may_be_told_twice_but_not_two_things() {
+    let info = |info| OptionReply::Info(info);
+    let other = info(Info::Export {
         size: 1,
         flags: HAS,
     });
-    let run = go_answered(&[first, export(HAS), OptionReply::Ack]);
-    let Some(Event::Done(session)) = run.events.last() else {
-        panic!("no session");
-    };
-    assert_eq!(session.size(), 4096);
+    let names = ["a", "b"].map(|text| info(Info::Name(name(text))));
+    let texts = ["a", "b"].map(|text| info(Info::Description(name(text))));
+    let blocks = [sizes(1, 512, 512), sizes(1, 512, 1024)];
+    for (told, again, kind) in [
+        (&export(HAS), &other, InfoType::EXPORT),
+        (&blocks[0], &blocks[1], InfoType::BLOCK_SIZE),
+        (&names[0], &names[1], InfoType::NAME),
+        (&texts[0], &texts[1], InfoType::DESCRIPTION),
+    ] {
+        let same = [told.clone(), told.clone(), export(HAS), OptionReply::Ack];
+        assert!(matches!(
+            go_answered(&same).events.last(),
+            Some(Event::Done(_))
+        ));
+        let other = [told.clone(), again.clone()];
+        let contradiction = Fatal::ContradictoryInfo { info: kind };
+        assert_eq!(go_answered(&other).end, Err(contradiction));
+    }
 }
 
 #[test]
@@ -502,11 +516,9 @@ fn a_negotiator_gets_all_that_it_wants() {
             (GO, OptionReply::Ack),
         ],
     );
-    let wanted = Wanted::new(name("disk"))
-        .with_name(true)
-        .with_description(true);
+    let wanted = compact("disk").with_name(true).with_description(true);
     let (out, got) = negotiated(wanted, &bytes);
-    assert_eq!(got.option, GO);
+    assert_eq!(got.option, Some(GO));
     assert!(got.block_sizes_announced);
     assert_eq!(got.name, Some(name("Disk")));
     assert_eq!(got.description, Some(name("text")));
@@ -537,7 +549,7 @@ fn a_negotiator_does_without_structured_replies_whatever_the_reason() {
                 (GO, OptionReply::Ack),
             ],
         );
-        let (_, got) = negotiated(Wanted::new(name("disk")), &bytes);
+        let (_, got) = negotiated(compact("disk"), &bytes);
         assert_eq!(got.session.reply_style(), ReplyStyle::Simple);
         assert!(!got.block_sizes_announced);
     }
@@ -553,8 +565,8 @@ fn a_negotiator_falls_back_to_export_name_where_go_is_not_known() {
         ],
     );
     export_name_reply(4096, HAS).encode(true, &mut bytes);
-    let (out, got) = negotiated(Wanted::new(name("disk")), &bytes);
-    assert_eq!(got.option, OptionCode::EXPORT_NAME);
+    let (out, got) = negotiated(compact("disk"), &bytes);
+    assert_eq!(got.option, Some(OptionCode::EXPORT_NAME));
     assert_eq!(got.session.reply_style(), ReplyStyle::Structured);
     let sent = [
         ClientOption::StructuredReply,
@@ -574,7 +586,7 @@ fn what_was_told_before_an_error_is_forgotten() {
         ],
     );
     export_name_reply(4096, HAS).encode(true, &mut bytes);
-    let wanted = Wanted::new(name("disk")).with_structured_replies(false);
+    let wanted = compact("disk").with_structured_replies(false);
     let (_, got) = negotiated(wanted, &bytes);
     assert!(!got.block_sizes_announced);
     assert_eq!(got.session.block_sizes(), BlockSizes::DEFAULT);
@@ -582,7 +594,7 @@ fn what_was_told_before_an_error_is_forgotten() {
 
 #[test]
 fn a_negotiator_that_is_refused_says_goodbye() {
-    let wanted = || Wanted::new(name("disk")).with_structured_replies(false);
+    let wanted = || compact("disk").with_structured_replies(false);
     for code in [
         ReplyType::ERR_UNKNOWN,
         ReplyType::ERR_POLICY,
@@ -600,7 +612,7 @@ fn a_negotiator_that_is_refused_says_goodbye() {
     // No option will succeed without TLS, or in a server that goes away.
     for code in [ReplyType::ERR_TLS_REQD, ReplyType::ERR_SHUTDOWN] {
         let bytes = server_bytes(3, &[(SR, error(code, ""))]);
-        let (out, end) = negotiate(Wanted::new(name("disk")), &bytes);
+        let (out, end) = negotiate(compact("disk"), &bytes);
         assert_eq!(end, Err(refused(SR, code, "")));
         let sent = [ClientOption::StructuredReply, ClientOption::Abort];
         assert_eq!(out, client_bytes(fixed(), &sent));

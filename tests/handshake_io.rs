@@ -11,8 +11,13 @@ use std::time::Duration;
 
 use handshake_support::*;
 use nbd_proto::error::{Fatal, Refusal};
-use nbd_proto::handshake::{ClientConfig, NegotiateError, ServerConfig, Wanted};
-use nbd_proto::io::{Error, client_handshake, server_handshake};
+use nbd_proto::handshake::{
+    ClientConfig, Inspect, NegotiateError, ServerConfig, TlsPolicy, TlsWanted, Wanted,
+};
+use nbd_proto::io::{
+    Error, client_handshake, client_handshake_with_tls, inspect, inspect_with_tls,
+    server_handshake, server_handshake_with_tls,
+};
 use nbd_proto::limits::Limits;
 use nbd_proto::wire::{ClientFlags, ClientOption, OptionCode, OptionReply, ReplyType};
 
@@ -106,7 +111,7 @@ fn a_client_reads_no_byte_of_transmission() {
     bytes.extend_from_slice(b"a reply");
     for piece in [1, 3, 1000] {
         let mut stream = Script::new(bytes.clone(), piece);
-        let wanted = Wanted::new(name("disk"));
+        let wanted = compact("disk");
         let got = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap();
         assert_eq!(got.session.size(), disk().size);
         assert_eq!(stream.rest(), b"a reply");
@@ -169,7 +174,7 @@ fn a_refused_client_sends_its_farewell() {
         message: name("no"),
     };
     let mut stream = Script::new(server_bytes(3, &[(OptionCode::GO, error)]), 1000);
-    let wanted = Wanted::new(name("x")).with_structured_replies(false);
+    let wanted = compact("x").with_structured_replies(false);
     let error = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap_err();
     assert!(matches!(
         &error,
@@ -241,6 +246,176 @@ fn a_silent_peer_ends_with_the_timeout_of_the_stream() {
     drop(theirs);
 }
 
+/// What these tests have for TLS: a greeting, after which every byte is turned around.
+struct NotTls<S>(S);
+
+const HELLO: [u8; 5] = *b"hello";
+
+impl<S: Read + Write> NotTls<S> {
+    fn begin(mut stream: S) -> io::Result<Self> {
+        stream.write_all(&HELLO)?;
+        let mut hello = [0; 5];
+        stream.read_exact(&mut hello)?;
+        if hello != HELLO {
+            return Err(io::Error::other("not a hello"));
+        }
+        Ok(Self(stream))
+    }
+}
+
+impl<S: Read> Read for NotTls<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.0.read(buffer)?;
+        buffer[..len].iter_mut().for_each(|byte| *byte = !*byte);
+        Ok(len)
+    }
+}
+
+impl<S: Write> Write for NotTls<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let turned: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+        self.0.write(&turned)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn forced() -> ServerConfig {
+    ServerConfig::new()
+        .with_tls(TlsPolicy::Forced)
+        .with_meta_contexts(true)
+}
+
+fn over_tls(export: &str) -> Wanted {
+    Wanted::new(name(export)).with_tls(TlsWanted::Required)
+}
+
+#[test]
+fn both_drivers_start_tls_and_hand_out_what_they_made_of_the_stream() {
+    let (ours, theirs) = sockets();
+    let server = thread::spawn(move || {
+        let (mut stream, session) =
+            server_handshake_with_tls(theirs, forced(), NotTls::begin, answer).unwrap();
+        assert!(stream.is_tls());
+        let mut request = [0; 7];
+        stream.read_exact(&mut request).unwrap();
+        (session, request)
+    });
+    let (mut stream, got) =
+        client_handshake_with_tls(ours, over_tls("secret"), ClientConfig::new(), NotTls::begin)
+            .unwrap();
+    assert!(stream.is_tls() && got.session.is_tls());
+    stream.write_all(b"request").unwrap();
+    let (session, request) = server.join().unwrap();
+    assert_eq!(session, Some(got.session));
+    assert_eq!(&request, b"request");
+}
+
+#[test]
+fn drivers_with_tls_do_without_where_both_sides_may() {
+    let (ours, theirs) = sockets();
+    let never = |_| -> io::Result<NotTls<TcpStream>> { panic!("TLS was not agreed on") };
+    let server = thread::spawn(move || {
+        let config = ServerConfig::new();
+        server_handshake_with_tls(theirs, config, never, answer)
+            .unwrap()
+            .1
+    });
+    let wanted = Wanted::new(name("disk")).with_tls(TlsWanted::Preferred);
+    let config = ClientConfig::new();
+    let (stream, got) = client_handshake_with_tls(ours, wanted, config, never).unwrap();
+    assert!(!stream.is_tls() && !got.session.is_tls());
+    assert_eq!(server.join().unwrap(), Some(got.session));
+}
+
+#[test]
+fn a_failure_of_tls_is_the_end_of_the_connection() {
+    let (ours, theirs) = sockets();
+    let server = thread::spawn(move || {
+        server_handshake_with_tls(theirs, forced(), NotTls::begin, answer).map(|_| ())
+    });
+    let wanted = over_tls("disk");
+    let failed = client_handshake_with_tls(ours, wanted, ClientConfig::new(), |_| {
+        Err::<NotTls<TcpStream>, _>(io::Error::other("the certificate is no good"))
+    });
+    assert!(matches!(failed.map(|_| ()), Err(Error::Io(error))
+        if error.to_string() == "the certificate is no good"));
+    let end = server.join().unwrap();
+    assert!(matches!(end, Err(Error::Io(_))), "{end:?}");
+}
+
+#[test]
+fn drivers_without_tls_refuse_what_could_lead_there_before_they_say_a_word() {
+    let mut stream = Script::new(vec![], 100);
+    let end = server_handshake(&mut stream, forced(), answer);
+    let invalid = io::ErrorKind::InvalidInput;
+    assert!(matches!(end, Err(Error::Io(error)) if error.kind() == invalid));
+    let end = client_handshake(&mut stream, over_tls("disk"), ClientConfig::new());
+    assert!(matches!(end, Err(Error::Io(error)) if error.kind() == invalid));
+    assert_eq!(stream.output, []);
+}
+
+#[test]
+fn what_is_sent_before_tls_starts_is_left_to_tls() {
+    // A client that says STARTTLS and does not wait: the driver reads no further than that.
+    let mut bytes = client_bytes(fixed(), &[ClientOption::StartTls]);
+    bytes.extend_from_slice(b"GO!!!");
+    let stream = Script::new(bytes, 1000);
+    let end = server_handshake_with_tls(
+        stream,
+        forced(),
+        |mut stream: Script| {
+            let mut hello = vec![];
+            stream.interrupts = true;
+            stream.read_to_end(&mut hello)?;
+            assert_eq!(hello, b"GO!!!");
+            Err::<NotTls<Script>, _>(io::Error::other("not a hello"))
+        },
+        answer,
+    );
+    assert!(matches!(end.map(|_| ()), Err(Error::Io(_))));
+}
+
+#[test]
+fn an_inspection_comes_through_either_driver() {
+    let what = Inspect::new()
+        .with_every_export(true)
+        .with_contexts(true)
+        .with_export(name("secret"));
+    let (mut ours, mut theirs) = sockets();
+    let server = thread::spawn(move || {
+        let config = ServerConfig::new().with_meta_contexts(true);
+        server_handshake(&mut theirs, config, answer).unwrap()
+    });
+    let (report, end) = inspect(&mut ours, what.clone(), ClientConfig::new());
+    drop(ours);
+    assert!(end.is_ok());
+    assert_eq!(report.exports.len(), 3);
+    assert!(report.exports[0].info.is_err());
+    assert_eq!(server.join().unwrap(), None);
+
+    let (ours, theirs) = sockets();
+    let server = thread::spawn(move || {
+        server_handshake_with_tls(theirs, forced(), NotTls::begin, answer)
+            .map(|(_, session)| session)
+            .unwrap()
+    });
+    let what = what.with_tls(TlsWanted::Required);
+    let (report, end) = inspect_with_tls(ours, what, ClientConfig::new(), NotTls::begin);
+    assert!(end.is_ok() && report.tls);
+    assert!(report.exports[0].info.is_ok());
+    assert_eq!(server.join().unwrap(), None);
+
+    // What was learned before the server broke off.
+    let greeting = server_bytes(3, &[]);
+    let mut stream = Script::new(greeting, 7);
+    let (report, end) = inspect(&mut stream, Inspect::new(), ClientConfig::new());
+    assert!(matches!(end, Err(Error::Closed(_))));
+    assert!(report.greeting.is_some());
+}
+
 #[cfg(feature = "futures")]
 mod with_futures {
     use super::*;
@@ -261,6 +436,59 @@ mod with_futures {
         let handshake = driver::client_handshake(&mut stream, wanted, ClientConfig::new());
         let got = block_on(handshake).unwrap();
         assert_eq!(server.join().unwrap(), Some(got.session));
+    }
+
+    #[test]
+    fn both_async_drivers_start_tls() {
+        type Stream = AllowStdIo<TcpStream>;
+        let begin = async |stream: Stream| {
+            let turned = NotTls::begin(stream.into_inner())?;
+            io::Result::Ok(AllowStdIo::new(turned))
+        };
+        for with_inspector in [false, true] {
+            let (ours, theirs) = sockets();
+            let server = thread::spawn(move || {
+                let stream = AllowStdIo::new(theirs);
+                let shaken = driver::server_handshake_with_tls(stream, forced(), begin, answer);
+                let (stream, session) = block_on(shaken).unwrap();
+                assert!(stream.is_tls());
+                session
+            });
+            let stream = AllowStdIo::new(ours);
+            if with_inspector {
+                let what = Inspect::new().with_list(true).with_tls(TlsWanted::Required);
+                let config = ClientConfig::new();
+                let (report, end) = block_on(driver::inspect_with_tls(stream, what, config, begin));
+                assert!(end.is_ok() && report.tls);
+                assert_eq!(server.join().unwrap(), None);
+                continue;
+            }
+            let config = ClientConfig::new();
+            let wanted = over_tls("secret");
+            let shaken = driver::client_handshake_with_tls(stream, wanted, config, begin);
+            let (stream, got) = block_on(shaken).unwrap();
+            assert!(stream.is_tls());
+            assert_eq!(server.join().unwrap(), Some(got.session));
+        }
+    }
+
+    #[test]
+    fn async_drivers_without_tls_refuse_what_could_lead_there() {
+        let mut stream = AllowStdIo::new(Script::new(vec![], 100));
+        let invalid = io::ErrorKind::InvalidInput;
+        let end = block_on(driver::server_handshake(&mut stream, forced(), answer));
+        assert!(matches!(end, Err(Error::Io(error)) if error.kind() == invalid));
+        let wanted = over_tls("disk");
+        let end = block_on(driver::client_handshake(
+            &mut stream,
+            wanted,
+            ClientConfig::new(),
+        ));
+        assert!(matches!(end, Err(Error::Io(error)) if error.kind() == invalid));
+        let what = Inspect::new().with_list(true);
+        let (report, end) = block_on(driver::inspect(&mut stream, what, ClientConfig::new()));
+        assert!(matches!(end, Err(Error::Closed(_))));
+        assert_eq!(report.list, None);
     }
 
     #[test]

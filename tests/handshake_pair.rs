@@ -15,6 +15,7 @@ fn both_sides_agree_on_the_session_in_every_combination() {
         let bit = |at: u32| bits & (1 << at) != 0;
         let server = ServerConfig::new()
             .with_no_zeroes(bit(0))
+            .with_extended_headers(false)
             .with_structured_replies(bit(1));
         let client = ClientConfig::new().with_no_zeroes(bit(2));
         let wanted = Wanted::new(name("disk"))
@@ -40,7 +41,7 @@ fn both_sides_agree_on_the_session_in_every_combination() {
         });
         let (got, session) = (ends.client.unwrap(), ends.server.unwrap().unwrap());
         assert_eq!(got.session, session);
-        assert_eq!(got.option, OptionCode::GO);
+        assert_eq!(got.option, Some(OptionCode::GO));
         assert!(got.block_sizes_announced);
         assert_eq!(session.block_sizes(), export.block_sizes);
         let structured = bit(1) && bit(3);
@@ -58,7 +59,7 @@ fn both_sides_agree_on_the_session_in_every_combination() {
 fn both_sides_agree_on_a_refusal() {
     for (export, code) in [
         ("gone", ReplyType::ERR_UNKNOWN),
-        ("secret", ReplyType::ERR_TLS_REQD),
+        ("secret", ReplyType::ERR_POLICY),
         ("ignored", ReplyType::ERR_UNKNOWN),
     ] {
         let wanted = Wanted::new(name(export));
@@ -144,6 +145,78 @@ fn both_sides_agree_on_the_session_after_export_name() {
             assert!(matches!(got.events.last(), Some(Event::Done(_))));
             assert_eq!(got.output, sent);
             assert_eq!(got.taken, served.output.len());
+        }
+    }
+}
+
+/// Whatever both sides are configured to: they come to the same session, or to none.
+#[cfg(feature = "proptest")]
+mod random {
+    use super::*;
+    use nbd_proto::conformance::strategy::handshake as strategy;
+    use nbd_proto::handshake::{TlsPolicy, TlsWanted};
+    use nbd_proto::session::MetaContext;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn both_sides_agree_whatever_they_are_configured_to(
+            config in strategy::server_config(),
+            wanted in strategy::wanted(name("disk")),
+            client in strategy::client_config(),
+            export in strategy::export(name("Disk")),
+            contexts in strategy::contexts(),
+            exists in proptest::bool::weighted(0.8),
+        ) {
+            let ends = Pair::new(config, wanted.clone(), client).run(|ask| match ask {
+                Ask::Export(ask) if exists => ask.accept(&export),
+                Ask::Contexts(ask) if exists => ask.accept(&contexts),
+                _ => {}
+            });
+            match (&ends.client, &ends.server) {
+                (Ok(got), Ok(Some(session))) => {
+                    let mut seen = session.clone();
+                    if got.option == Some(OptionCode::EXPORT_NAME) {
+                        // They cannot be told.
+                        seen = seen.with_block_sizes(BlockSizes::DEFAULT);
+                    }
+                    prop_assert_eq!(&got.session, &seen);
+                    prop_assert!(exists);
+                    check(session, &contexts);
+                    let tls = session.is_tls();
+                    prop_assert!(tls || config.tls() != TlsPolicy::Forced);
+                    prop_assert!(tls || wanted.tls() != TlsWanted::Required);
+                    prop_assert!(tls || !export.tls_required);
+                    prop_assert!(!tls || wanted.tls() != TlsWanted::No);
+                    prop_assert_eq!(got.announced_flags, session.flags());
+                }
+                (Err(NegotiateError::Refused(_)), Ok(None)) => {}
+                // EXPORT_NAME, which is all that a server without fixed newstyle knows.
+                (
+                    Err(NegotiateError::Fatal(Fatal::ExportUnavailable { .. })),
+                    Err(Fatal::ExportRefused { .. }),
+                ) => {}
+                other => prop_assert!(false, "they disagree: {other:?}"),
+            }
+        }
+    }
+
+    fn check(session: &nbd_proto::session::Session, contexts: &[nbd_proto::handshake::Context]) {
+        let flags = session.flags();
+        assert!(flags.contains(TransmissionFlags::HAS_FLAGS));
+        let style = session.reply_style();
+        let df = flags.contains(TransmissionFlags::SEND_DF);
+        assert!(!df || style != ReplyStyle::Simple);
+        let payload = flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+        let selected = session.contexts();
+        assert!(!payload || (style == ReplyStyle::Extended && !selected.is_empty()));
+        assert!(selected.is_empty() || style != ReplyStyle::Simple);
+        for MetaContext { id, name } in selected {
+            let known = &contexts[*id as usize];
+            assert_eq!(&known.name, name, "the id leads back to the context");
+            assert!(!known.wide || style == ReplyStyle::Extended);
         }
     }
 }

@@ -28,6 +28,10 @@ fn answered(options: &[OptionCode], replies: &[(OptionCode, OptionReply)]) -> us
                 (*option, reply.reply_type()),
                 (OptionCode::LIST, ReplyType::SERVER)
                     | (OptionCode::INFO | OptionCode::GO, ReplyType::INFO)
+                    | (
+                        OptionCode::LIST_META_CONTEXT | OptionCode::SET_META_CONTEXT,
+                        ReplyType::META_CONTEXT
+                    )
             );
             assert!(fits, "{reply:?} to {option}");
         }
@@ -58,7 +62,8 @@ proptest! {
         let mut codes: Vec<_> = options.iter().map(|(option, _)| *option).collect();
         codes.push(OptionCode::ABORT);
 
-        let run = run_server(ServerConfig::new().with_limits(limits), &bytes, &[]);
+        let config = ServerConfig::new().with_limits(limits).with_meta_contexts(true);
+        let run = run_server(config, &bytes, &[]);
         let (replies, rest) = replies(&run.output);
         let count = answered(&codes, &replies);
         match (&run.end, run.events.last()) {
@@ -78,6 +83,11 @@ proptest! {
             // Hung up, by a rule that is stated in the documentation of `error`.
             (Err(Fatal::ExportName(_) | Fatal::ExportRefused { .. }), _) => {
                 prop_assert_eq!(codes[count], OptionCode::EXPORT_NAME);
+            }
+            (Err(Fatal::ExportNameAfterExtendedHeaders), _) => {
+                prop_assert_eq!(codes[count], OptionCode::EXPORT_NAME);
+                let acked = (OptionCode::EXTENDED_HEADERS, OptionReply::Ack);
+                prop_assert!(replies.contains(&acked));
             }
             (Err(Fatal::OptionTooLong { option, length, limit }), _) => {
                 prop_assert_eq!(codes[count], *option);

@@ -304,7 +304,11 @@ fn options_that_are_not_supported_are_skipped_and_answered() {
     let bytes = client_bytes(fixed(), &[&options[..], &[ClientOption::Abort]].concat());
     let every: Vec<usize> = (0..bytes.len()).collect();
     let run = check_splits(&bytes, &every, |bytes, cuts| {
-        run_server(ServerConfig::new(), bytes, cuts)
+        run_server(
+            ServerConfig::new().with_extended_headers(false),
+            bytes,
+            cuts,
+        )
     });
     let mut expected: Vec<_> = options
         .iter()
@@ -389,10 +393,16 @@ fn every_refusal_has_its_reply_and_block_sizes_come_before_their_demand() {
     let sizes = BlockSizes::new(4096, 4096, 4096).unwrap();
     let asked: &[InfoType] = &[InfoType::BLOCK_SIZE];
     let info_reply = (OptionCode::GO, ReplyType::INFO);
-    let cases: [(Refusal, &[InfoType], Vec<ReplyType>); 8] = [
+    let cases: [(Refusal, &[InfoType], Vec<ReplyType>); 9] = [
         (Refusal::UnknownExport, &[], vec![ReplyType::ERR_UNKNOWN]),
         (Refusal::Policy, &[], vec![ReplyType::ERR_POLICY]),
-        (Refusal::TlsRequired, &[], vec![ReplyType::ERR_TLS_REQD]),
+        // There is no TLS to be required.
+        (Refusal::TlsRequired, &[], vec![ReplyType::ERR_POLICY]),
+        (
+            Refusal::ExtendedHeadersRequired,
+            &[],
+            vec![ReplyType::ERR_EXT_HEADER_REQD],
+        ),
         (Refusal::ShuttingDown, &[], vec![ReplyType::ERR_SHUTDOWN]),
         (Refusal::Platform, &[], vec![ReplyType::ERR_PLATFORM]),
         (Refusal::TooBig, &[], vec![ReplyType::ERR_TOO_BIG]),

@@ -36,6 +36,9 @@ fn client_options() -> Vec<ClientOption> {
         ClientOption::List,
         ClientOption::StructuredReply,
         ClientOption::Info(request("disk", &[])),
+        ClientOption::ListMetaContext(queries("disk", &[])),
+        ClientOption::SetMetaContext(queries("disk", &["base:allocation", "qemu:", "x-a:"])),
+        ClientOption::ExtendedHeaders,
         ClientOption::Go(request("disk", &[InfoType::BLOCK_SIZE])),
         ClientOption::ExportName(name("disk")),
     ]
@@ -67,6 +70,8 @@ proptest! {
         (bytes, cuts) in with_cuts(strategy::conversation()),
     ) {
         check_splits(&bytes, &cuts, |bytes, cuts| run_server(ServerConfig::new(), bytes, cuts));
+        let contexts = ServerConfig::new().with_meta_contexts(true);
+        check_splits(&bytes, &cuts, |bytes, cuts| run_server(contexts, bytes, cuts));
         check_splits(&bytes, &cuts, |bytes, cuts| run_server(tight(), bytes, cuts));
     }
 
@@ -84,9 +89,12 @@ proptest! {
             OptionCode::LIST,
             OptionCode::STRUCTURED_REPLY,
             OptionCode::INFO,
+            OptionCode::LIST_META_CONTEXT,
+            OptionCode::SET_META_CONTEXT,
+            OptionCode::EXTENDED_HEADERS,
             OptionCode::GO,
         ]))),
-        first in 0..5usize,
+        first in 0..8usize,
         no_zeroes: bool,
     ) {
         let options = client_options();
@@ -98,17 +106,61 @@ proptest! {
         });
     }
 
+    /// TLS begins where it was agreed on, however the bytes before and after it come.
+    #[test]
+    fn a_server_does_not_care_how_a_conversation_over_tls_is_cut(
+        (before, after) in strategy::tls_conversation(),
+        cuts in strategy::cuts(400),
+        policy in strategy::tls_policy(),
+    ) {
+        let config = ServerConfig::new().with_tls(policy).with_meta_contexts(true);
+        let run = |cuts: &[usize]| {
+            let phases: &[&[u8]] = &[&before, &after];
+            run_server_over_tls(config, phases, cuts, answer)
+        };
+        let whole = run(&[]);
+        let every: Vec<usize> = (0..before.len().max(after.len())).collect();
+        prop_assert_eq!(&run(&cuts), &whole);
+        prop_assert_eq!(&run(&every), &whole);
+        let started = whole.events.contains(&Event::StartTls);
+        prop_assert_eq!(started, policy != nbd_proto::handshake::TlsPolicy::None);
+    }
+
+    /// Whatever is put in between, it is not taken, and ends the session.
+    #[test]
+    fn nothing_that_is_injected_before_tls_is_ever_taken(
+        (before, injected) in strategy::tls_conversation(),
+        more in 1..30usize,
+        at_once: bool,
+    ) {
+        let agreed = before.len();
+        let bytes = [&before[..], &injected, &vec![0x16; more]].concat();
+        let config = ServerConfig::new()
+            .with_tls(nbd_proto::handshake::TlsPolicy::Selective)
+            .with_meta_contexts(true);
+        let cuts = if at_once { vec![] } else { vec![agreed] };
+        let run = run_server(config, &bytes, &cuts);
+        prop_assert_eq!(run.end, Err(nbd_proto::error::Fatal::PlaintextBeforeTls));
+        prop_assert_eq!(run.taken, agreed);
+    }
+
     /// However a server answers, the negotiator comes to the same end and sends the same.
     #[test]
     fn a_negotiator_does_not_care_how_its_input_is_cut(
         (bytes, cuts) in with_cuts(strategy::mutated(strategy::server_conversation(vec![
+            OptionCode::EXTENDED_HEADERS,
             OptionCode::STRUCTURED_REPLY,
+            OptionCode::SET_META_CONTEXT,
             OptionCode::GO,
             OptionCode::GO,
         ]))),
         structured: bool,
+        extended: bool,
     ) {
-        let wanted = Wanted::new(name("disk")).with_structured_replies(structured);
+        let wanted = Wanted::new(name("disk"))
+            .with_extended_headers(extended)
+            .with_structured_replies(structured)
+            .with_contexts([name("base:allocation")]);
         let whole = negotiate(&wanted, &bytes, &[]);
         let every: Vec<usize> = (0..bytes.len()).collect();
         prop_assert_eq!(&negotiate(&wanted, &bytes, &cuts), &whole);
@@ -124,11 +176,12 @@ proptest! {
     #[test]
     fn a_client_gets_through_what_our_server_sends(
         cuts in strategy::cuts(600),
-        upto in 1..5usize,
+        upto in 1..8usize,
     ) {
         let options = &client_options()[..upto];
         let sent = client_bytes(fixed(), options);
-        let answers = run_server(ServerConfig::new(), &sent, &[]).output;
+        let config = ServerConfig::new().with_meta_contexts(true);
+        let answers = run_server(config, &sent, &[]).output;
         let run = check_splits(&answers, &cuts, |bytes, cuts| {
             run_client(ClientConfig::new(), options, bytes, cuts)
         });

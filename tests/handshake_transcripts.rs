@@ -9,11 +9,11 @@ use std::path::Path;
 
 use handshake_support::*;
 use nbd_proto::error::{Fatal, Refusal};
-use nbd_proto::handshake::{Ask, ClientConfig, Export, ServerConfig};
+use nbd_proto::handshake::{Ask, ClientConfig, Context, Export, ServerConfig, TlsPolicy};
 use nbd_proto::wire::{
-    ClientFlags, ClientOption, ExportNameReply, GreetingStyle, Name, NewstyleGreeting,
-    OldstyleGreeting, OptionCode, OptionHeader, OptionReply, OptionReplyHeader, ReplyType,
-    TransmissionFlags,
+    ClientFlags, ClientOption, ExportNameReply, GreetingStyle, HandshakeFlags, Name,
+    NewstyleGreeting, OldstyleGreeting, OptionCode, OptionHeader, OptionReply, OptionReplyHeader,
+    ReplyType, TransmissionFlags,
 };
 
 /// One captured connection: all bytes of either direction.
@@ -24,15 +24,18 @@ struct Capture {
 }
 
 fn captures() -> Vec<Capture> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let mut captures = vec![];
-    for entry in fs::read_dir(folder).expect("tests/data has the captured sessions") {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "txt") {
-            captures.push(read(&path));
+    for folder in ["tests/data", "tests/data/handshake"] {
+        let before = captures.len();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        for entry in fs::read_dir(&folder).expect("there are captured sessions") {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "txt") {
+                captures.push(read(&path));
+            }
         }
+        assert!(captures.len() > before, "none in {}", folder.display());
     }
-    assert!(!captures.is_empty(), "no captured sessions in tests/data");
     captures
 }
 
@@ -100,7 +103,8 @@ fn take_apart(capture: &Capture) -> Handshake {
         } else {
             take_replies(&mut exchange, &mut server);
             let acked = exchange.replies.last() == Some(&OptionReply::Ack);
-            over = header.option == OptionCode::ABORT || (header.option == OptionCode::GO && acked);
+            let ends = matches!(header.option, OptionCode::GO | OptionCode::STARTTLS);
+            over = header.option == OptionCode::ABORT || (ends && acked);
         }
         exchanges.push(exchange);
     }
@@ -166,8 +170,75 @@ fn every_message_of_a_real_handshake_is_decoded_and_encoded_as_it_was() {
     }
 }
 
+/// The captured handshake as a whole.
+impl Handshake {
+    /// How the captured server answered an option of this code, whenever it came.
+    fn answers(&self, option: OptionCode) -> impl Iterator<Item = ReplyType> {
+        let exchanges = self.exchanges.iter().filter(move |it| it.code == option);
+        exchanges.filter_map(|it| it.replies.last().map(OptionReply::reply_type))
+    }
+
+    fn acknowledges(&self, option: OptionCode) -> bool {
+        self.answers(option).any(|reply| reply == ReplyType::ACK)
+    }
+
+    /// A configuration of our server that has what the captured one showed.
+    fn config(&self, greeting: &NewstyleGreeting) -> ServerConfig {
+        let all = self.exchanges.iter().map(|it| it.replies.last());
+        let tls_required = all.flatten().any(|it| {
+            let required = ReplyType::ERR_TLS_REQD;
+            it.reply_type() == required
+        });
+        let tls = if tls_required || self.acknowledges(OptionCode::STARTTLS) {
+            TlsPolicy::Forced
+        } else {
+            TlsPolicy::None
+        };
+        let flags = greeting.flags;
+        ServerConfig::new()
+            .with_tls(tls)
+            .with_fixed_newstyle(flags.contains(HandshakeFlags::FIXED_NEWSTYLE))
+            .with_no_zeroes(flags.contains(HandshakeFlags::NO_ZEROES))
+            .with_extended_headers(self.acknowledges(OptionCode::EXTENDED_HEADERS))
+            .with_structured_replies(self.acknowledges(OptionCode::STRUCTURED_REPLY))
+            .with_meta_contexts(true)
+    }
+
+    /// All contexts that the captured server ever told of.
+    fn contexts(&self) -> Vec<Context> {
+        let mut contexts: Vec<Context> = vec![];
+        for name in self.exchanges.iter().flat_map(Exchange::contexts) {
+            if contexts.iter().all(|known| known.name != name) {
+                contexts.push(Context::new(name));
+            }
+        }
+        contexts
+    }
+}
+
+impl Exchange {
+    fn contexts(&self) -> Vec<Name> {
+        names_of_contexts(self.replies.iter())
+    }
+}
+
+fn names_of_contexts<'r>(replies: impl Iterator<Item = &'r OptionReply>) -> Vec<Name> {
+    let names = replies.filter_map(|reply| match reply {
+        OptionReply::MetaContext { name, .. } => Some(name.clone()),
+        _ => None,
+    });
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+fn greeting_of(capture: &Capture) -> NewstyleGreeting {
+    NewstyleGreeting::from_bytes(capture.server.first_chunk().unwrap()).unwrap()
+}
+
 #[test]
-fn our_server_stays_in_sync_with_real_clients_and_answers_each_option() {
+fn our_server_in_the_place_of_a_real_one_says_the_same_to_real_clients() {
+    let mut selections = 0;
     for capture in captures() {
         eprintln!("{}", capture.file);
         if is_oldstyle(&capture) {
@@ -184,23 +255,34 @@ fn our_server_stays_in_sync_with_real_clients_and_answers_each_option() {
         assert_eq!(run.taken, handshake.client_len, "in sync");
 
         let (replies, _) = replies(&run.output);
-        let mut finals = replies.iter().filter(|(_, reply)| reply.is_final());
+        let mut replies = replies.iter();
         for exchange in &handshake.exchanges {
             if exchange.code == OptionCode::EXPORT_NAME {
                 break;
             }
-            let (option, ours) = finals.next().expect("an answer");
-            assert_eq!(*option, exchange.code);
-            compare(exchange, ours);
+            let mut ours = vec![];
+            for (option, reply) in replies.by_ref() {
+                assert_eq!(*option, exchange.code);
+                ours.push(reply);
+                if reply.is_final() {
+                    break;
+                }
+            }
+            compare(exchange, ours.last().expect("an answer"));
+            let contexts = names_of_contexts(ours.into_iter());
+            selections += contexts.len();
+            assert_eq!(contexts, exchange.contexts(), "{}", exchange.code);
         }
-        assert_eq!(finals.next(), None);
+        assert_eq!(replies.next(), None);
         let last = handshake.exchanges.last().unwrap();
         match (run.events.last(), last.code) {
             (Some(Event::Done(_)), OptionCode::GO | OptionCode::EXPORT_NAME)
-            | (Some(Event::Aborted), OptionCode::ABORT) => {}
+            | (Some(Event::Aborted), OptionCode::ABORT)
+            | (Some(Event::StartTls), OptionCode::STARTTLS) => {}
             _ => assert_eq!(handshake.client_len, capture.client.len()),
         }
     }
+    assert!(selections > 20, "contexts were compared");
 }
 
 /// Serves a captured client, accepting the exports that the real server accepted.
@@ -215,28 +297,36 @@ fn serve(capture: &Capture, handshake: &Handshake, cuts: &[usize]) -> Run {
         .map(|exchange| !matches!(exchange.replies.last(), Some(OptionReply::Error { .. })))
         .collect();
     let export = Export::new(Name::EMPTY, 1 << 16, TransmissionFlags::SEND_FLUSH);
-    run_server_with(
-        ServerConfig::new(),
-        &capture.client,
-        cuts,
-        |ask| match ask {
-            Ask::List(ask) => ask.accept([(&export.name, &export.description)]),
-            Ask::Export(ask) if accepted.pop_front() == Some(true) => ask.accept(&export),
-            Ask::Export(ask) => ask.refuse(Refusal::UnknownExport),
-            _ => {}
-        },
-    )
+    let contexts = handshake.contexts();
+    let config = handshake.config(&greeting_of(capture));
+    // Where TLS was started, what comes after it is not ours to understand.
+    let client = if handshake.acknowledges(OptionCode::STARTTLS) {
+        &capture.client[..handshake.client_len]
+    } else {
+        &capture.client
+    };
+    let phases: &[&[u8]] = &[client];
+    run_server_over_tls(config, phases, cuts, |ask| match ask {
+        Ask::List(ask) => ask.accept([(&export.name, &export.description)]),
+        Ask::Export(ask) if accepted.pop_front() == Some(true) => ask.accept(&export),
+        Ask::Export(ask) => ask.refuse(Refusal::UnknownExport),
+        Ask::Contexts(ask) => ask.accept(&contexts),
+        _ => {}
+    })
 }
 
-/// Our answer must be that of the real server, where we support what it supports.
+/// Our answer must be that of the real server. Where they differ, it is said why.
 fn compare(exchange: &Exchange, ours: &OptionReply) {
     let theirs = exchange.replies.last().map(OptionReply::reply_type);
     let ours = ours.reply_type();
-    match exchange.code {
-        OptionCode::ABORT => assert_eq!(ours, ReplyType::ACK),
-        OptionCode::LIST | OptionCode::INFO | OptionCode::GO => assert_eq!(Some(ours), theirs),
-        OptionCode::STRUCTURED_REPLY => assert_eq!(ours, ReplyType::ACK),
-        _ => assert_eq!(ours, ReplyType::ERR_UNSUP),
+    match (exchange.code, theirs) {
+        // Some give no answer; we always do.
+        (OptionCode::ABORT, None) => assert_eq!(ours, ReplyType::ACK),
+        // Both mean that there is no TLS.
+        (OptionCode::STARTTLS, Some(ReplyType::ERR_POLICY)) => {
+            assert_eq!(ours, ReplyType::ERR_UNSUP);
+        }
+        (_, theirs) => assert_eq!(Some(ours), theirs, "{}", exchange.code),
     }
 }
 
@@ -247,6 +337,10 @@ fn our_client_understands_real_servers() {
         if is_oldstyle(&capture) {
             let run = run_client(ClientConfig::new(), &[], &capture.server, &[]);
             assert_eq!(run.end, Err(Fatal::Oldstyle));
+            let config = ClientConfig::new().with_oldstyle(true);
+            let run = run_client(config, &[], &capture.server, &[]);
+            assert!(matches!(run.events.last(), Some(Event::Done(session)) if session.size() > 0));
+            assert_eq!(run.taken, OldstyleGreeting::LEN);
             continue;
         }
         let handshake = take_apart(&capture);
@@ -271,7 +365,10 @@ fn our_client_understands_real_servers() {
             server.extend_from_slice(&capture.server[handshake.server_len - reply..][..reply]);
         }
         let len = server.len();
-        server.extend_from_slice(&capture.server[handshake.server_len..]);
+        let tls = handshake.acknowledges(OptionCode::STARTTLS);
+        if !tls {
+            server.extend_from_slice(&capture.server[handshake.server_len..]);
+        }
 
         let config =
             ClientConfig::new().with_no_zeroes(handshake.flags.contains(ClientFlags::NO_ZEROES));
@@ -283,11 +380,18 @@ fn our_client_understands_real_servers() {
         if let Some(Event::Done(session)) = run.events.last() {
             assert!(session.size() > 0);
             assert!(session.flags().contains(TransmissionFlags::HAS_FLAGS));
+            let mut contexts: Vec<_> = session.contexts().iter().map(|it| &it.name).collect();
+            contexts.sort();
+            let mut sets = handshake.exchanges.iter().rev();
+            let set = sets.find(|it| it.code == OptionCode::SET_META_CONTEXT);
+            let selected = set.map(Exchange::contexts).unwrap_or_default();
+            assert_eq!(contexts, selected.iter().collect::<Vec<_>>());
         }
         let code = options.last().map(ClientOption::code);
         let done = matches!(run.events.last(), Some(Event::Done(_)));
-        let entered = capture.client.len() > handshake.client_len;
+        let entered = capture.client.len() > handshake.client_len && !tls;
         assert_eq!(done, entered, "transmission after {code:?}");
+        assert_eq!(run.events.contains(&Event::StartTls), tls);
         let mut sent = vec![];
         for option in &options {
             option.encode(&mut sent);
@@ -298,13 +402,5 @@ fn our_client_understands_real_servers() {
 
 fn sendable(exchange: &Exchange) -> Option<ClientOption> {
     let option = ClientOption::parse(exchange.code, &exchange.body).ok()?;
-    match option {
-        ClientOption::List
-        | ClientOption::Info(_)
-        | ClientOption::Go(_)
-        | ClientOption::ExportName(_)
-        | ClientOption::StructuredReply
-        | ClientOption::Abort => Some(option),
-        _ => None,
-    }
+    (!matches!(option, ClientOption::Unknown { .. })).then_some(option)
 }

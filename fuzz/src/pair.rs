@@ -5,10 +5,10 @@ mod server;
 
 use arbitrary::{Arbitrary, Unstructured};
 use nbd_proto::handshake::{
-    ClientConfig, Export, NegotiateError, Negotiator, Progress, ServerConfig, ServerHandshake,
-    Step, Wanted,
+    ClientConfig, Context, Export, NegotiateError, Negotiator, Progress, ServerConfig,
+    ServerHandshake, Step, TlsPolicy, TlsWanted, Wanted,
 };
-use nbd_proto::session::{BlockSizes, MetaContext, ReplyStyle, Session};
+use nbd_proto::session::{BlockSizes, ReplyStyle, Session};
 use nbd_proto::wire::{Name, ReplyType, TransmissionFlags};
 
 use client::{Ask, Client};
@@ -51,8 +51,9 @@ struct Setup {
     /// The size in blocks of 512 bytes.
     blocks: u8,
     minimum_512: bool,
-    /// Extended headers and meta contexts, which are not negotiated, only agreed on.
-    extended: bool,
+    /// Extended headers: wanted with 1, offered with 2.
+    extended: u8,
+    /// How many there are, with 3; TLS is wanted with 4, required by either with 8 and 16.
     contexts: u8,
 }
 
@@ -71,11 +72,25 @@ impl Setup {
         let export = Export::new(name.clone(), size, flags).with_block_sizes(sizes);
 
         let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
+        let contexts = self.contexts();
+        let queries = contexts
+            .iter()
+            .map(|it| it.name.clone())
+            .chain([name.clone()]);
+        let queries: Vec<Name> = queries.filter(|it| it.as_str().contains(':')).collect();
+        let (wanted_tls, policy) = self.tls();
         let config = ServerConfig::new()
+            .with_tls(policy)
+            .with_meta_contexts(true)
+            .with_extended_headers(self.extended & 2 != 0)
             .with_structured_replies(self.structured_offered)
             .with_no_zeroes(self.no_zeroes_offered);
         let mut server = ServerHandshake::new(config, &mut to_client);
-        let wanted = Wanted::new(name).with_structured_replies(self.structured_wanted);
+        let wanted = Wanted::new(name)
+            .with_tls(wanted_tls)
+            .with_contexts(queries)
+            .with_extended_headers(self.extended & 1 != 0)
+            .with_structured_replies(self.structured_wanted);
         let config = ClientConfig::new().with_no_zeroes(self.no_zeroes_used);
         let mut client = Negotiator::new(wanted, config);
         for _ in 0..20 {
@@ -83,6 +98,12 @@ impl Setup {
             let mut input = received.as_slice();
             match client.advance(&mut input, &mut to_server) {
                 Ok(Progress::NeedInput) => assert!(input.is_empty()),
+                Ok(Progress::StartTls(leave)) => {
+                    assert!(input.is_empty() && to_server.is_empty());
+                    client.tls_started(leave);
+                    let progress = client.advance(&mut input, &mut to_server);
+                    assert_eq!(progress, Ok(Progress::NeedInput));
+                }
                 Ok(Progress::Done(negotiated)) => {
                     let mut nothing = &[][..];
                     let Ok(Step::Done(session)) = server.step(&mut nothing, &mut to_client) else {
@@ -91,11 +112,18 @@ impl Setup {
                     assert!(to_server.is_empty() && input.is_empty());
                     assert_eq!(negotiated.session, session);
                     assert_eq!(session.size(), size);
-                    return Some(self.extend(session));
+                    self.check(&session, contexts.len());
+                    return Some(session);
                 }
                 Err(NegotiateError::Refused(refused)) => {
-                    assert!(!self.known_export, "{refused}");
-                    assert_eq!(refused.code, ReplyType::ERR_UNKNOWN);
+                    match refused.code {
+                        ReplyType::ERR_UNKNOWN => assert!(!self.known_export, "{refused}"),
+                        ReplyType::ERR_UNSUP => assert_eq!(wanted_tls, TlsWanted::Required),
+                        _ => assert_eq!(
+                            (refused.code, policy),
+                            (ReplyType::ERR_TLS_REQD, TlsPolicy::Forced)
+                        ),
+                    }
                     let mut farewell = to_server.as_slice();
                     let end = server.step(&mut farewell, &mut to_client);
                     assert!(matches!(end, Ok(Step::Aborted)));
@@ -109,6 +137,12 @@ impl Setup {
                 match server.step(&mut input, &mut to_client) {
                     Ok(Step::Export(ask)) if self.known_export => ask.accept(&export),
                     Ok(Step::Export(ask)) => drop(ask),
+                    Ok(Step::Contexts(ask)) if self.known_export => ask.accept(&contexts),
+                    Ok(Step::Contexts(ask)) => drop(ask),
+                    Ok(Step::StartTls(leave)) => {
+                        server.tls_started(leave);
+                        break;
+                    }
                     Ok(Step::NeedInput | Step::Done(_)) => break,
                     other => panic!("{other:?}"),
                 }
@@ -118,24 +152,45 @@ impl Setup {
         panic!("they do not come to an end");
     }
 
-    fn extend(&self, session: Session) -> Session {
-        if session.reply_style() == ReplyStyle::Simple {
-            return session;
-        }
-        let contexts = (0..u32::from(self.contexts % 4)).map(|id| MetaContext {
-            id: id + 7,
-            name: Name::new(format!("x:{id}")).expect("a name"),
-        });
-        let contexts = contexts.collect();
-        if !self.extended {
-            return session.with_contexts(contexts);
-        }
-        let payload = TransmissionFlags::BLOCK_STATUS_PAYLOAD;
-        let flags = session.flags() | TransmissionFlags::from_bits_retain(self.flags) & payload;
-        Session::new(session.export().clone(), session.size(), flags)
-            .with_block_sizes(session.block_sizes())
-            .with_reply_style(ReplyStyle::Extended)
-            .with_contexts(contexts)
+    fn contexts(&self) -> Vec<Context> {
+        let name = |id| Name::new(format!("x:{id}")).expect("a name");
+        let contexts = 0..u32::from(self.contexts % 4);
+        contexts.map(|id| Context::new(name(id))).collect()
+    }
+
+    fn tls(&self) -> (TlsWanted, TlsPolicy) {
+        let wanted = match (self.contexts & 4 != 0, self.contexts & 8 != 0) {
+            (false, _) => TlsWanted::No,
+            (true, false) => TlsWanted::Preferred,
+            (true, true) => TlsWanted::Required,
+        };
+        let policy = match (self.contexts & 16 != 0, self.contexts & 32 != 0) {
+            (false, _) => TlsPolicy::None,
+            (true, false) => TlsPolicy::Selective,
+            (true, true) => TlsPolicy::Forced,
+        };
+        (wanted, policy)
+    }
+
+    /// They have the best of what both have.
+    fn check(&self, session: &Session, contexts: usize) {
+        let style = if self.extended & 3 == 3 {
+            ReplyStyle::Extended
+        } else if self.structured_wanted && self.structured_offered {
+            ReplyStyle::Structured
+        } else {
+            ReplyStyle::Simple
+        };
+        assert_eq!(session.reply_style(), style);
+        let selected = if style == ReplyStyle::Simple {
+            0
+        } else {
+            contexts
+        };
+        assert_eq!(session.contexts().len(), selected);
+        let (wanted, policy) = self.tls();
+        let tls = wanted != TlsWanted::No && policy != TlsPolicy::None;
+        assert_eq!(session.is_tls(), tls);
     }
 }
 

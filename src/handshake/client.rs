@@ -1,65 +1,25 @@
 //! The client's side of option negotiation: newstyle and fixed newstyle (proto.md "Newstyle
-//! negotiation").
+//! negotiation"), and the oldstyle greeting.
 
+mod config;
 mod ready;
+mod sent;
 
+pub use config::ClientConfig;
 pub use ready::Ready;
 
 use alloc::vec::Vec;
 
 use super::partial::{Partial, to_usize};
+use super::tls::TlsStart;
 use crate::error::Fatal;
-use crate::limits::Limits;
-use crate::session::{BlockSizes, ReplyStyle, Session};
+use crate::session::{BlockSizes, MetaContext, ReplyStyle, Session, consistent};
 use crate::wire::{
-    BadMagic, ClientFlags, ClientOption, ExportNameReply, GreetingStyle, HandshakeFlags, Info,
-    Name, NewstyleGreeting, OptionCode, OptionReply, OptionReplyHeader, ReplyType,
+    ClientFlags, ClientOption, ExportNameReply, GreetingStyle, HandshakeFlags, Name,
+    NewstyleGreeting, OldstyleGreeting, OptionCode, OptionReply, OptionReplyHeader, ReplyType,
     TransmissionFlags,
 };
-
-/// How a client shakes hands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientConfig {
-    limits: Limits,
-    no_zeroes: bool,
-}
-
-impl ClientConfig {
-    /// `NO_ZEROES` is used where the server offers it; limits are the default ones.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            limits: Limits::new(),
-            no_zeroes: true,
-        }
-    }
-
-    /// Sets the limits.
-    #[must_use]
-    pub const fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Sets whether `NO_ZEROES` is used where the server offers it (default: yes).
-    #[must_use]
-    pub const fn with_no_zeroes(mut self, used: bool) -> Self {
-        self.no_zeroes = used;
-        self
-    }
-
-    /// The limits.
-    #[must_use]
-    pub const fn limits(&self) -> Limits {
-        self.limits
-    }
-}
-
-impl Default for ClientConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+use sent::Sent;
 
 /// What a [`ClientHandshake`] came to.
 #[derive(Debug)]
@@ -79,6 +39,9 @@ pub enum ClientStep<'s> {
         /// The answer.
         reply: OptionReply,
     },
+    /// The server agreed to start TLS: do so, then give the leave back to
+    /// [`ClientHandshake::tls_started`]. Let go of, it is given again.
+    StartTls(TlsStart),
     /// The session is over: send the output, then close the connection.
     Aborted,
     /// Transmission begins. What is left of the input belongs to it.
@@ -92,7 +55,10 @@ pub enum ClientStep<'s> {
 ///    step again. When the server closes the connection, [`on_eof`](Self::on_eof) says what that
 ///    means.
 /// 3. [`ClientStep::Ready`]: send an option, step again.
-/// 4. [`ClientStep::Done`], [`ClientStep::Aborted`]: the handshake is over.
+/// 4. [`ClientStep::StartTls`]: start TLS, [`tls_started`](Self::tls_started), step again. What
+///    was negotiated before is forgotten. Receive no more than [`wants`](Self::wants) before, so
+///    that nothing is left over from the time without TLS: what is, is fatal.
+/// 5. [`ClientStep::Done`], [`ClientStep::Aborted`]: the handshake is over.
 ///
 /// An error is final: the server broke the protocol, or speaks another one. Close the connection.
 ///
@@ -102,14 +68,27 @@ pub struct ClientHandshake {
     config: ClientConfig,
     state: State,
     partial: Partial,
+    greeting: Option<(GreetingStyle, HandshakeFlags)>,
     fixed: bool,
     no_zeroes: bool,
+    tls: bool,
     reply_style: ReplyStyle,
+    selected: Option<Selected>,
+    announced: TransmissionFlags,
+}
+
+/// What the last `SET_META_CONTEXT` came to.
+#[derive(Debug)]
+struct Selected {
+    export: Name,
+    contexts: Vec<MetaContext>,
 }
 
 #[derive(Debug)]
 enum State {
     Greeting,
+    /// The rest of an oldstyle greeting is wanted.
+    Oldstyle,
     Ready,
     /// An option was sent; the header of a reply to it is wanted.
     Header(Sent),
@@ -126,6 +105,8 @@ enum State {
         reply: OptionReply,
         next: Next,
     },
+    /// `STARTTLS` was granted. No byte is taken until TLS runs.
+    TlsPending,
     Aborted,
     Done(Session),
     Failed(Fatal),
@@ -141,17 +122,6 @@ enum Next {
     Abort,
 }
 
-/// The option that is outstanding, and what was heard about it.
-#[derive(Debug)]
-struct Sent {
-    option: OptionCode,
-    /// The export, with `INFO` and `GO`.
-    name: Name,
-    replies: u32,
-    export: Option<(u64, TransmissionFlags)>,
-    block_sizes: BlockSizes,
-}
-
 impl ClientHandshake {
     /// Begins a handshake; the server speaks first.
     #[must_use]
@@ -160,23 +130,31 @@ impl ClientHandshake {
             config,
             state: State::Greeting,
             partial: Partial::default(),
+            greeting: None,
             fixed: false,
             no_zeroes: false,
+            tls: false,
             reply_style: ReplyStyle::Simple,
+            selected: None,
+            announced: TransmissionFlags::empty(),
         }
     }
 
     /// The most bytes that the machine can take now without any of them belonging to what comes
-    /// after the handshake; 0 once it is over, and while an option has to be sent first.
+    /// after the handshake, or to TLS; 0 once it is over, and while an option has to be sent or
+    /// TLS to be started first.
     #[must_use]
     pub fn wants(&self) -> usize {
         match &self.state {
+            // An oldstyle greeting is longer.
             State::Greeting => self.partial.missing(NewstyleGreeting::LEN),
+            State::Oldstyle => self.partial.missing(OldstyleGreeting::LEN),
             State::Header(_) => self.partial.missing(OptionReplyHeader::LEN),
             State::Body { header, .. } => self.partial.missing(to_usize(header.length)),
             State::ExportName(_) => self.partial.missing(self.export_name_len()),
             State::Ready
             | State::Reply { .. }
+            | State::TlsPending
             | State::Aborted
             | State::Done(_)
             | State::Failed(_) => 0,
@@ -194,6 +172,40 @@ impl ClientHandshake {
     #[must_use]
     pub const fn reply_style(&self) -> ReplyStyle {
         self.reply_style
+    }
+
+    /// Whether TLS runs.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// How the server greeted, and with which handshake flags; `None` before it did.
+    #[must_use]
+    pub const fn greeting(&self) -> Option<(GreetingStyle, HandshakeFlags)> {
+        self.greeting
+    }
+
+    /// The transmission flags of the export in use as the server sent them, of which the session
+    /// has only those that can be true. Means something once [`ClientStep::Done`] was reached; for
+    /// [`Announcement`](crate::session::Announcement).
+    #[must_use]
+    pub const fn announced_flags(&self) -> TransmissionFlags {
+        self.announced
+    }
+
+    /// TLS runs: what is given to [`step`](Self::step) from now on was decrypted, and what it
+    /// writes will be encrypted. All that was negotiated before is forgotten (proto.md under
+    /// `NBD_OPT_STARTTLS`).
+    pub fn tls_started(&mut self, leave: TlsStart) {
+        // One from another machine changes nothing.
+        let TlsStart { .. } = leave;
+        if matches!(self.state, State::TlsPending) {
+            self.tls = true;
+            self.reply_style = ReplyStyle::Simple;
+            self.selected = None;
+            self.state = State::Ready;
+        }
     }
 
     /// The server closed the connection.
@@ -214,6 +226,8 @@ impl ClientHandshake {
             }
             State::Aborted | State::Done(_) => Ok(()),
             State::Greeting
+            | State::Oldstyle
+            | State::TlsPending
             | State::Ready
             | State::Header(_)
             | State::Body { .. }
@@ -241,10 +255,12 @@ impl ClientHandshake {
         }
         match &self.state {
             State::Ready => Ok(ClientStep::Ready(Ready::new(self, out))),
+            State::TlsPending => Ok(ClientStep::StartTls(TlsStart::new())),
             State::Aborted => Ok(ClientStep::Aborted),
             State::Done(session) => Ok(ClientStep::Done(session.clone())),
             State::Failed(fatal) => Err(fatal.clone()),
             State::Greeting
+            | State::Oldstyle
             | State::Header(_)
             | State::Body { .. }
             | State::ExportName(_)
@@ -256,9 +272,17 @@ impl ClientHandshake {
     fn advance(&mut self, input: &mut &[u8], out: &mut Vec<u8>) -> bool {
         match core::mem::replace(&mut self.state, State::Ready) {
             State::Greeting => return self.on_greeting(input, out),
-            State::Header(sent) => {
+            State::Oldstyle => return self.on_oldstyle(input),
+            State::Header(mut sent) => {
                 if let Some(bytes) = self.partial.fill_array(input) {
-                    self.on_header(sent, OptionReplyHeader::from_bytes(&bytes));
+                    let limits = &self.config.limits;
+                    let judged = OptionReplyHeader::from_bytes(&bytes)
+                        .map_err(Fatal::ReplyMagic)
+                        .and_then(|header| sent.on_header(header, limits).map(|()| header));
+                    match judged {
+                        Ok(header) => self.state = State::Body { sent, header },
+                        Err(fatal) => self.fail(fatal),
+                    }
                     return true;
                 }
                 self.state = State::Header(sent);
@@ -286,8 +310,15 @@ impl ClientHandshake {
                 }
                 self.state = State::ExportName(name);
             }
+            // Whoever can write into the connection could write the beginning of what the server
+            // says under the protection of TLS (CVE-2011-0411, the other way round).
+            State::TlsPending if !input.is_empty() => {
+                self.fail(Fatal::PlaintextBeforeTls);
+                return true;
+            }
             state @ (State::Ready
             | State::Reply { .. }
+            | State::TlsPending
             | State::Aborted
             | State::Done(_)
             | State::Failed(_)) => self.state = state,
@@ -308,6 +339,10 @@ impl ClientHandshake {
             .map(GreetingStyle::from_bytes)
         {
             Some(Ok(GreetingStyle::Newstyle)) => {}
+            Some(Ok(GreetingStyle::Oldstyle)) if self.config.oldstyle => {
+                self.state = State::Oldstyle;
+                return true;
+            }
             Some(Ok(GreetingStyle::Oldstyle)) => {
                 self.fail(Fatal::Oldstyle);
                 return true;
@@ -328,9 +363,26 @@ impl ClientHandshake {
         true
     }
 
+    fn on_oldstyle(&mut self, input: &mut &[u8]) -> bool {
+        self.state = State::Oldstyle;
+        let Some(bytes) = self.partial.fill_array(input) else {
+            return false;
+        };
+        match OldstyleGreeting::from_bytes(&bytes) {
+            Ok(greeting) => {
+                self.greeting = Some((GreetingStyle::Oldstyle, greeting.handshake_flags));
+                // Its name, if it has one, was not negotiated.
+                self.enter_transmission(Name::EMPTY, greeting.size, greeting.flags, None);
+            }
+            Err(bad) => self.fail(Fatal::NotNbd(bad)),
+        }
+        true
+    }
+
     /// Sets those client flags that the server offered; flags that have no name are ignored
     /// (proto.md "Newstyle negotiation").
     fn on_handshake_flags(&mut self, offered: HandshakeFlags, out: &mut Vec<u8>) {
+        self.greeting = Some((GreetingStyle::Newstyle, offered));
         self.fixed = offered.contains(HandshakeFlags::FIXED_NEWSTYLE);
         self.no_zeroes = self.config.no_zeroes && offered.contains(HandshakeFlags::NO_ZEROES);
         let mut flags = ClientFlags::empty();
@@ -338,42 +390,6 @@ impl ClientHandshake {
         flags.set(ClientFlags::NO_ZEROES, self.no_zeroes);
         out.extend_from_slice(&flags.to_bytes());
         self.state = State::Ready;
-    }
-
-    fn on_header(&mut self, mut sent: Sent, header: Result<OptionReplyHeader, BadMagic>) {
-        let header = match header {
-            Ok(header) => header,
-            Err(bad) => return self.fail(Fatal::ReplyMagic(bad)),
-        };
-        let option = sent.option;
-        if header.option != option {
-            return self.fail(Fatal::WrongOption {
-                sent: option,
-                answered: header.option,
-            });
-        }
-        if !can_answer(option, header.reply) {
-            return self.fail(Fatal::UnexpectedReply {
-                option,
-                reply: header.reply,
-            });
-        }
-        let limit = self.config.limits.max_option_body();
-        if header.length > limit {
-            return self.fail(Fatal::ReplyTooLong {
-                option,
-                length: header.length,
-                limit,
-            });
-        }
-        let limit = self.config.limits.max_replies();
-        if !is_final(header.reply) {
-            if sent.replies >= limit {
-                return self.fail(Fatal::TooManyReplies { option, limit });
-            }
-            sent.replies += 1;
-        }
-        self.state = State::Body { sent, header };
     }
 
     fn on_reply(&mut self, mut sent: Sent, reply: OptionReply) {
@@ -385,21 +401,22 @@ impl ClientHandshake {
         }
         let next = match &reply {
             OptionReply::Ack => {
-                if let Err(fatal) = self.on_ack(&mut sent) {
+                self.state = State::Ready;
+                if let Err(fatal) = self.on_ack(sent) {
                     return self.fail(fatal);
                 }
-                if matches!(self.state, State::Done(_)) {
+                // The answer is what the machine comes to, with GO and STARTTLS.
+                if !matches!(self.state, State::Ready) {
                     return;
                 }
                 Next::Ready
             }
             OptionReply::Error { code, .. } if *code == ReplyType::ERR_SHUTDOWN => Next::Abort,
             OptionReply::Error { .. } => Next::Ready,
-            OptionReply::Info(info) => match sent.learn(info) {
+            reply => match sent.learn(reply, &self.config.limits) {
                 Ok(()) => Next::Header(sent),
                 Err(fatal) => return self.fail(fatal),
             },
-            _ => Next::Header(sent),
         };
         self.state = State::Reply {
             option,
@@ -408,17 +425,27 @@ impl ClientHandshake {
         };
     }
 
-    fn on_ack(&mut self, sent: &mut Sent) -> Result<(), Fatal> {
+    fn on_ack(&mut self, sent: Sent) -> Result<(), Fatal> {
         let option = sent.option;
         match option {
-            OptionCode::STRUCTURED_REPLY => self.reply_style = ReplyStyle::Structured,
+            OptionCode::STARTTLS => self.state = State::TlsPending,
+            OptionCode::EXTENDED_HEADERS => self.reply_style = ReplyStyle::Extended,
+            // Extended headers take precedence, whatever the server says to this.
+            OptionCode::STRUCTURED_REPLY if self.reply_style == ReplyStyle::Simple => {
+                self.reply_style = ReplyStyle::Structured;
+            }
+            OptionCode::SET_META_CONTEXT => {
+                self.selected = Some(Selected {
+                    export: sent.name,
+                    contexts: sent.contexts,
+                });
+            }
             OptionCode::INFO | OptionCode::GO => {
                 // proto.md under `NBD_REP_INFO`: "The server MUST send an NBD_INFO_EXPORT
                 // information type at some point before sending an NBD_REP_ACK".
                 let (size, flags) = sent.export.ok_or(Fatal::NoExportInfo { option })?;
                 if option == OptionCode::GO {
-                    let name = core::mem::take(&mut sent.name);
-                    self.enter_transmission(name, size, flags, sent.block_sizes);
+                    self.enter_transmission(sent.name, size, flags, sent.block_sizes);
                 }
             }
             _ => {}
@@ -434,7 +461,7 @@ impl ClientHandshake {
             .map(ExportNameReply::from_bytes)
             .unwrap_or_default();
         self.partial.clear();
-        self.enter_transmission(name, reply.size, reply.flags, BlockSizes::DEFAULT);
+        self.enter_transmission(name, reply.size, reply.flags, None);
     }
 
     fn export_name_len(&self) -> usize {
@@ -451,11 +478,20 @@ impl ClientHandshake {
         name: Name,
         size: u64,
         flags: TransmissionFlags,
-        block_sizes: BlockSizes,
+        block_sizes: Option<BlockSizes>,
     ) {
+        self.announced = flags;
+        // proto.md under `NBD_OPT_SET_META_CONTEXT`: they count if they were selected for "the
+        // same export name that was ultimately selected".
+        let contexts = match self.selected.take() {
+            Some(selected) if selected.export == name => selected.contexts,
+            _ => Vec::new(),
+        };
         let session = Session::new(name, size, believable(flags, self.reply_style))
             .with_reply_style(self.reply_style)
-            .with_block_sizes(block_sizes);
+            .with_block_sizes(block_sizes.unwrap_or_default())
+            .with_contexts(contexts)
+            .with_tls(self.tls);
         self.state = State::Done(session);
     }
 
@@ -488,30 +524,52 @@ impl ClientHandshake {
 
     fn send(&mut self, option: &ClientOption, out: &mut Vec<u8>) {
         let code = option.code();
-        if !self.fixed && code != OptionCode::EXPORT_NAME {
-            return self.answer_unsupported(code);
+        if code == OptionCode::SET_META_CONTEXT {
+            // It replaces what was selected before, even if it fails.
+            self.selected = None;
+        }
+        if let Some(error) = self.unsendable(code) {
+            return self.answer_ourselves(code, error);
         }
         option.encode(out);
         self.state = match option {
             ClientOption::ExportName(name) => State::ExportName(name.clone()),
-            ClientOption::Info(request) | ClientOption::Go(request) => {
-                State::Header(Sent::new(code, request.name.clone()))
-            }
-            _ => State::Header(Sent::new(code, Name::EMPTY)),
+            option => State::Header(Sent::new(option)),
         };
     }
 
-    /// Answers in the stead of a server that is not *fixed* newstyle, which would hang up on the
-    /// option: proto.md "Newstyle negotiation", "In non-fixed newstyle only one option can be
-    /// set".
-    fn answer_unsupported(&mut self, option: OptionCode) {
+    /// Why an option must not be sent to this server now, as the error that is the answer to it.
+    fn unsendable(&self, option: OptionCode) -> Option<ReplyType> {
+        // proto.md "Newstyle negotiation": "In non-fixed newstyle only one option can be set". The
+        // server would hang up on any other.
+        if !self.fixed && option != OptionCode::EXPORT_NAME {
+            return Some(ReplyType::ERR_UNSUP);
+        }
+        let forbidden = match option {
+            // "Client-side requirements": "MUST NOT issue NBD_OPT_STARTTLS if TLS has already been
+            // initiated".
+            OptionCode::STARTTLS => self.tls,
+            // Under `NBD_OPT_SET_META_CONTEXT`: "MUST NOT be requested unless structured replies
+            // or extended headers have been negotiated first".
+            OptionCode::LIST_META_CONTEXT | OptionCode::SET_META_CONTEXT => {
+                self.reply_style == ReplyStyle::Simple
+            }
+            // Under `NBD_OPT_EXTENDED_HEADERS`: then "a client MUST NOT use NBD_OPT_EXPORT_NAME".
+            OptionCode::EXPORT_NAME => self.reply_style == ReplyStyle::Extended,
+            _ => false,
+        };
+        forbidden.then_some(ReplyType::ERR_INVALID)
+    }
+
+    /// Answers in the stead of the server.
+    fn answer_ourselves(&mut self, option: OptionCode, code: ReplyType) {
         self.state = if option == OptionCode::ABORT {
             State::Aborted
         } else {
             State::Reply {
                 option,
                 reply: OptionReply::Error {
-                    code: ReplyType::ERR_UNSUP,
+                    code,
                     message: Name::EMPTY,
                 },
                 next: Next::Ready,
@@ -524,50 +582,6 @@ impl ClientHandshake {
     }
 }
 
-impl Sent {
-    const fn new(option: OptionCode, name: Name) -> Self {
-        Self {
-            option,
-            name,
-            replies: 0,
-            export: None,
-            block_sizes: BlockSizes::DEFAULT,
-        }
-    }
-
-    /// Takes note of what a session depends on. Where a server repeats itself, which it should
-    /// not, the last word counts.
-    fn learn(&mut self, info: &Info) -> Result<(), Fatal> {
-        match *info {
-            Info::Export { size, flags } => self.export = Some((size, flags)),
-            Info::BlockSize {
-                minimum,
-                preferred,
-                max_payload,
-            } => {
-                self.block_sizes =
-                    BlockSizes::new(minimum, preferred, max_payload).map_err(Fatal::BlockSizes)?;
-            }
-            Info::Name(_) | Info::Description(_) | Info::Unknown { .. } => {}
-        }
-        Ok(())
-    }
-}
-
-/// Whether this reply can be an answer to this option.
-const fn can_answer(option: OptionCode, reply: ReplyType) -> bool {
-    is_final(reply)
-        || matches!(
-            (option, reply),
-            (OptionCode::LIST, ReplyType::SERVER)
-                | (OptionCode::INFO | OptionCode::GO, ReplyType::INFO)
-        )
-}
-
-const fn is_final(reply: ReplyType) -> bool {
-    reply.is_error() || matches!(reply, ReplyType::ACK)
-}
-
 /// What we take from the flags of a server: not what contradicts the rest of the negotiation
 /// (proto.md "Transmission flags").
 fn believable(flags: TransmissionFlags, style: ReplyStyle) -> TransmissionFlags {
@@ -575,5 +589,5 @@ fn believable(flags: TransmissionFlags, style: ReplyStyle) -> TransmissionFlags 
         // The field does not say that it means anything. Read-only does no harm to believe.
         return flags & TransmissionFlags::READ_ONLY;
     }
-    super::consistent(flags, style)
+    consistent(flags, style)
 }

@@ -2,7 +2,7 @@
 //!
 //! [`ServerHandshake`] and [`ClientHandshake`] take bytes that were received and append bytes to
 //! be sent; what happens between is for the caller to see step by step. [`Negotiator`] does on
-//! the client's side what nearly every client wants. All end in a [`Session`].
+//! the client's side what nearly every client wants. They end in a [`Session`].
 //!
 //! They never do I/O, never keep the time, never read past the end of the handshake, and never
 //! hold more than one message of bounded length.
@@ -39,43 +39,39 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What is not negotiated yet
+//! # TLS
 //!
-//! Oldstyle servers and clients, `STARTTLS`, meta contexts and extended headers. [`wire`] has their
-//! messages; here a server answers `ERR_UNSUP` to such options, and a client does not send them.
-//! The enums of this module are `#[non_exhaustive]` because steps for them will be added.
+//! The machines agree on TLS and know what it means for the session; they do not speak it. Both
+//! stop at a [`TlsStart`]: the caller sends what was written, wraps its stream, gives the
+//! [`TlsStart`] back and goes on. Bytes that came in between are refused, and what was negotiated
+//! before is forgotten, so that nothing an attacker says in the clear gets a meaning under the
+//! protection of TLS. A server has a [`TlsPolicy`], a client a [`TlsWanted`].
+//!
+//! # More than one way
+//!
+//! [`ServerHandshake::oldstyle`] greets clients that know nothing else, and
+//! [`ClientConfig::with_oldstyle`] takes such servers. [`Inspector`] asks a server for all it has.
 //!
 //! [`Session`]: crate::session::Session
 //! [`wire`]: crate::wire
 
 mod client;
+mod inspector;
+mod namespace;
 mod negotiator;
+mod opening;
 mod partial;
 mod server;
+mod tls;
 
 pub use client::{ClientConfig, ClientHandshake, ClientStep, Ready};
+pub use inspector::{
+    ExportInfo, ExportReport, Inspect, InspectProgress, Inspector, Listed, Report,
+};
 pub use negotiator::{NegotiateError, Negotiated, Negotiator, Progress, Wanted};
-pub use server::{Ask, Export, ExportAsk, ListAsk, ServerConfig, ServerHandshake, Step};
-
-use crate::session::ReplyStyle;
-use crate::wire::TransmissionFlags;
-
-/// The flags without those that cannot hold in a session with this reply style (proto.md
-/// "Transmission flags"). A server does not send the others; a client does not believe them.
-fn consistent(mut flags: TransmissionFlags, style: ReplyStyle) -> TransmissionFlags {
-    // "MUST leave this flag clear if neither structured replies nor extended headers have been
-    // negotiated".
-    if style == ReplyStyle::Simple {
-        flags.remove(TransmissionFlags::SEND_DF);
-    }
-    // "Servers MUST NOT advertise this bit unless the client successfully negotiates extended
-    // headers".
-    if style != ReplyStyle::Extended {
-        flags.remove(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
-    }
-    // "MUST set this transmission flag to 0 if NBD_FLAG_SEND_WRITE_ZEROES is not set".
-    if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
-        flags.remove(TransmissionFlags::SEND_FAST_ZERO);
-    }
-    flags
-}
+pub use opening::TlsWanted;
+pub use server::{
+    Ask, Context, ContextsAsk, Export, ExportAsk, ListAsk, ServerConfig, ServerHandshake, Step,
+    TlsPolicy,
+};
+pub use tls::TlsStart;

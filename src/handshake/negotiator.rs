@@ -1,92 +1,28 @@
 //! The usual way into transmission.
 
+mod wanted;
+
+pub use wanted::{Negotiated, Wanted};
+
 use alloc::vec::Vec;
 
 use super::client::{ClientConfig, ClientHandshake, ClientStep};
+use super::opening::{Opening, TlsWanted};
+use super::tls::TlsStart;
 use crate::error::{Fatal, Refused};
-use crate::session::Session;
-use crate::wire::{Info, InfoRequest, InfoType, Name, OptionCode, OptionReply, ReplyType};
-
-/// What a client wants of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    export: Name,
-    structured_replies: bool,
-    name: bool,
-    description: bool,
-}
-
-impl Wanted {
-    /// This export, with structured replies if the server has them; the empty name is that of the
-    /// default export.
-    #[must_use]
-    pub const fn new(export: Name) -> Self {
-        Self {
-            export,
-            structured_replies: true,
-            name: false,
-            description: false,
-        }
-    }
-
-    /// Sets whether structured replies are asked for (default: yes).
-    #[must_use]
-    pub const fn with_structured_replies(mut self, wanted: bool) -> Self {
-        self.structured_replies = wanted;
-        self
-    }
-
-    /// Sets whether the canonical name is asked for (default: no).
-    #[must_use]
-    pub const fn with_name(mut self, wanted: bool) -> Self {
-        self.name = wanted;
-        self
-    }
-
-    /// Sets whether the description is asked for (default: no).
-    #[must_use]
-    pub const fn with_description(mut self, wanted: bool) -> Self {
-        self.description = wanted;
-        self
-    }
-
-    fn request(&self) -> InfoRequest {
-        let mut request = InfoRequest::new(self.export.clone()).with(InfoType::BLOCK_SIZE);
-        if self.name {
-            request = request.with(InfoType::NAME);
-        }
-        if self.description {
-            request = request.with(InfoType::DESCRIPTION);
-        }
-        request
-    }
-}
-
-/// What a client got of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Negotiated {
-    /// What transmission depends on.
-    pub session: Session,
-    /// The way into transmission: [`GO`](OptionCode::GO) or
-    /// [`EXPORT_NAME`](OptionCode::EXPORT_NAME).
-    pub option: OptionCode,
-    /// Whether the server told its size constraints. Where it did not, a careful client keeps to
-    /// multiples of 512 bytes (proto.md "Size constraints").
-    pub block_sizes_announced: bool,
-    /// The canonical name of the export, if it was told.
-    pub name: Option<Name>,
-    /// The description of the export, if it was told.
-    pub description: Option<Name>,
-}
+use crate::session::{ReplyStyle, Session};
+use crate::wire::{GreetingStyle, HandshakeFlags, Info, Name, OptionCode, OptionReply, ReplyType};
 
 /// Where a [`Negotiator`] is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
 pub enum Progress {
     /// All input was taken. Send the output, then come back with more input.
     NeedInput,
+    /// The server agreed to start TLS: do so, then give the leave back to
+    /// [`Negotiator::tls_started`]. Only if [`Wanted::with_tls`] says so.
+    StartTls(TlsStart),
     /// Transmission begins. What is left of the input belongs to it.
     Done(Negotiated),
 }
@@ -125,10 +61,15 @@ impl From<NegotiateError> for std::io::Error {
 
 /// Gets a client into transmission with what the server has of what is [`Wanted`].
 ///
-/// Asks for structured replies, and goes on without if they are refused; then `GO`, asking for
-/// the block sizes and so promising to keep to them; where the server does not know `GO`,
-/// `EXPORT_NAME`. Servers that are newstyle, but not fixed, get `EXPORT_NAME` only. When the
-/// server refuses the export, or wants TLS, or is shutting down, the session is ended softly.
+/// In this order: `STARTTLS`, if TLS is wanted; extended headers; structured replies, if those
+/// were refused; meta contexts, if any are wanted; then `GO`, asking for the block sizes and so
+/// promising to keep to them; where the server does not know `GO`, `EXPORT_NAME`. What is refused
+/// is done without, TLS too unless it is required. Servers that are newstyle, but not fixed, get
+/// `EXPORT_NAME` only. When the server refuses the export, or wants TLS and we do not, or is
+/// shutting down, the session is ended softly.
+///
+/// An oldstyle server is accepted if [`ClientConfig::with_oldstyle`] says so, no export was named,
+/// and TLS is not required.
 ///
 /// Whatever [`advance`](Self::advance) says, send the output first; even with an error it may
 /// hold a farewell.
@@ -136,15 +77,16 @@ impl From<NegotiateError> for std::io::Error {
 pub struct Negotiator {
     handshake: ClientHandshake,
     wanted: Wanted,
+    opening: Opening,
     next: Next,
     heard: Heard,
     refused: Option<Refused>,
 }
 
-/// The option to be sent next; once it is, what comes after it.
+/// The option to be sent when nothing else is left to be asked for.
 #[derive(Clone, Copy, Debug)]
 enum Next {
-    StructuredReply,
+    Contexts,
     Go,
     ExportName,
 }
@@ -161,22 +103,28 @@ impl Negotiator {
     /// Begins; the server speaks first.
     #[must_use]
     pub fn new(wanted: Wanted, config: ClientConfig) -> Self {
-        let next = if wanted.structured_replies {
-            Next::StructuredReply
-        } else {
-            Next::Go
-        };
+        // The only export of an oldstyle server is not the one that was named, and cannot be had
+        // over TLS.
+        let anything = wanted.export == Name::EMPTY && wanted.tls() != TlsWanted::Required;
+        let config = config.with_oldstyle(config.oldstyle() && anything);
         Self {
             handshake: ClientHandshake::new(config),
+            opening: Opening::new(wanted.basics),
             wanted,
-            next,
+            next: Next::Contexts,
             heard: Heard::default(),
             refused: None,
         }
     }
 
-    /// The most bytes that can be taken now without any of them belonging to transmission; 0 once
-    /// it has begun.
+    /// TLS runs: what is given to [`advance`](Self::advance) from now on was decrypted, and what
+    /// it writes will be encrypted.
+    pub fn tls_started(&mut self, leave: TlsStart) {
+        self.handshake.tls_started(leave);
+    }
+
+    /// The most bytes that can be taken now without any of them belonging to transmission or to
+    /// TLS; 0 once that has begun.
     #[must_use]
     pub fn wants(&self) -> usize {
         self.handshake.wants()
@@ -217,14 +165,22 @@ impl Negotiator {
             }
             match self.handshake.step(input, out)? {
                 ClientStep::NeedInput => return Ok(Progress::NeedInput),
-                ClientStep::Ready(ready) => match self.next {
-                    Next::StructuredReply => {
-                        self.next = Next::Go;
-                        ready.structured_replies();
+                ClientStep::Ready(ready) => {
+                    let Some(ready) = self.opening.send(ready) else {
+                        continue;
+                    };
+                    match (self.next, self.wanted.context_request()) {
+                        (Next::Contexts, Some(request))
+                            if ready.reply_style() != ReplyStyle::Simple =>
+                        {
+                            self.next = Next::Go;
+                            ready.set_contexts(request);
+                        }
+                        (Next::Contexts | Next::Go, _) => ready.go(self.wanted.request()),
+                        (Next::ExportName, _) => ready.export_name(self.wanted.export.clone()),
                     }
-                    Next::Go => ready.go(self.wanted.request()),
-                    Next::ExportName => ready.export_name(self.wanted.export.clone()),
-                },
+                }
+                ClientStep::StartTls(leave) => return Ok(Progress::StartTls(leave)),
                 ClientStep::Reply { option, reply } => self.on_reply(option, reply),
                 ClientStep::Done(session) => return Ok(Progress::Done(self.done(session))),
                 // We only abort after a refusal, which is dealt with above.
@@ -249,29 +205,39 @@ impl Negotiator {
 
     fn on_error(&mut self, refused: Refused) {
         self.heard = Heard::default();
+        let compact = self.handshake.reply_style() != ReplyStyle::Extended;
         match (refused.option, refused.code) {
-            // proto.md "Client-side requirements": to any option but INFO and GO this means that
-            // no option will succeed without TLS.
-            (_, ReplyType::ERR_TLS_REQD | ReplyType::ERR_SHUTDOWN) => self.refused = Some(refused),
-            // Whatever the reason, simple replies will do.
-            (OptionCode::STRUCTURED_REPLY, _) => {}
             // proto.md under `NBD_OPT_GO`: "clients SHOULD be prepared to also handle
-            // NBD_REP_ERR_UNSUP by falling back to using NBD_OPT_EXPORT_NAME".
-            (OptionCode::GO, ReplyType::ERR_UNSUP) => self.next = Next::ExportName,
+            // NBD_REP_ERR_UNSUP by falling back to using NBD_OPT_EXPORT_NAME"; with extended
+            // headers, a server "MUST NOT" do that.
+            (OptionCode::GO, ReplyType::ERR_UNSUP) if compact => {
+                self.next = Next::ExportName;
+                self.opening.refused.push(refused);
+            }
+            _ if self.opening.survives(&refused) => self.opening.refused.push(refused),
             _ => self.refused = Some(refused),
         }
     }
 
     fn done(&self, session: Session) -> Negotiated {
+        let (greeting, handshake_flags) = self
+            .handshake
+            .greeting()
+            .unwrap_or((GreetingStyle::Newstyle, HandshakeFlags::empty()));
         Negotiated {
             session,
-            option: match self.next {
-                Next::ExportName => OptionCode::EXPORT_NAME,
-                Next::StructuredReply | Next::Go => OptionCode::GO,
+            option: match (greeting, self.next) {
+                (GreetingStyle::Oldstyle, _) => None,
+                (_, Next::ExportName) => Some(OptionCode::EXPORT_NAME),
+                (_, Next::Contexts | Next::Go) => Some(OptionCode::GO),
             },
+            greeting,
+            handshake_flags,
+            announced_flags: self.handshake.announced_flags(),
             block_sizes_announced: self.heard.block_sizes,
             name: self.heard.name.clone(),
             description: self.heard.description.clone(),
+            refused: self.opening.refused.clone(),
         }
     }
 }

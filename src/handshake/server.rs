@@ -1,27 +1,36 @@
 //! The server's side of option negotiation: fixed newstyle (proto.md "Fixed newstyle
-//! negotiation").
+//! negotiation"), newstyle without fixed, and the oldstyle greeting.
 
+mod answer;
 mod ask;
 mod config;
+mod contexts;
+mod oldstyle;
 
 pub use ask::{Ask, ExportAsk, ListAsk};
-pub use config::{Export, ServerConfig};
+pub use config::{Export, ServerConfig, TlsPolicy};
+pub use contexts::{Context, ContextsAsk};
 
 use alloc::vec::Vec;
 
+use super::namespace::namespace;
 use super::partial::{Partial, skip, to_usize};
+use super::tls::TlsStart;
 use crate::error::{Fatal, Refusal};
-use crate::session::{BlockSizes, ReplyStyle, Session};
+use crate::session::{ReplyStyle, Session};
 use crate::wire::{
-    BadMagic, ClientFlags, ClientOption, Info, InfoRequest, MAX_STRING, Malformed, Name,
-    NewstyleGreeting, OptionCode, OptionHeader, OptionReply, ReplyType, TransmissionFlags,
+    BadMagic, ClientFlags, ClientOption, InfoRequest, Malformed, MetaContextRequest, Name,
+    NewstyleGreeting, OptionCode, OptionHeader,
 };
+use answer::{Answer, Promise, message};
+use contexts::Selected;
 
 /// What a [`ServerHandshake`] came to.
 ///
 /// Asks borrow the machine: they must be answered, or let go of, before the next step. One that
 /// was let go of is refused when the next step is taken: a list with
-/// [`Refusal::Policy`], an export with [`Refusal::UnknownExport`].
+/// [`Refusal::Policy`], an export and its contexts with [`Refusal::UnknownExport`]. Leave to start
+/// TLS that was let go of is given again.
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
@@ -32,6 +41,12 @@ pub enum Step<'s> {
     List(ListAsk<'s>),
     /// The client wants to know about an export, or to use it.
     Export(ExportAsk<'s>),
+    /// The client wants to know the meta contexts of an export, or to select some. Only if
+    /// [`ServerConfig::with_meta_contexts`] says so.
+    Contexts(ContextsAsk<'s>),
+    /// The client wants TLS, and was told that it begins: send the output, start TLS, give the
+    /// leave back to [`ServerHandshake::tls_started`]. Only if [`ServerConfig::with_tls`] says so.
+    StartTls(TlsStart),
     /// The client ended the session: send the output, then close the connection. What is left of
     /// the input means nothing.
     Aborted,
@@ -47,35 +62,37 @@ pub enum Step<'s> {
 /// 3. [`Step::NeedInput`]: send the output, receive at most [`wants`](Self::wants) bytes, step
 ///    again. When the client closes the connection, [`on_eof`](Self::on_eof) says whether that
 ///    was in order.
-/// 4. [`Step::List`], [`Step::Export`]: answer, step again.
-/// 5. [`Step::Done`], [`Step::Aborted`]: the handshake is over.
+/// 4. [`Step::List`], [`Step::Export`], [`Step::Contexts`]: answer, step again.
+/// 5. [`Step::StartTls`]: send the output, start TLS, [`tls_started`](Self::tls_started), and go
+///    on with what TLS decrypts. What was negotiated before is forgotten. Receive no more than
+///    [`wants`](Self::wants) before, so that nothing is left over from the time without TLS: what
+///    is, is fatal.
+/// 6. [`Step::Done`], [`Step::Aborted`]: the handshake is over.
 ///
 /// An error is final: send what output there is, as well as it goes, and close the connection.
 ///
-/// Options that nobody has to be asked about are answered by the machine: `ABORT`,
-/// `STRUCTURED_REPLY`, every option that is malformed, unknown or not supported (see
-/// [`error`](crate::error)). Their bodies are skipped, however long they are and in however many
-/// pieces they come, up to [`Limits::max_drain`](crate::limits::Limits::max_drain).
+/// Options that nobody has to be asked about are answered by the machine: `ABORT`, `STARTTLS`,
+/// `STRUCTURED_REPLY`, `EXTENDED_HEADERS`, every option that is malformed, unknown or not
+/// supported, or comes before TLS where TLS is forced (see [`error`](crate::error)). Their bodies
+/// are skipped, however long they are and in however many pieces they come, up to
+/// [`Limits::max_drain`](crate::limits::Limits::max_drain).
 ///
 /// Options are also taken from clients that did not set `FIXED_NEWSTYLE`, which proto.md "Client
-/// flags" allows; such a client can only rely on `EXPORT_NAME`.
+/// flags" allows; such a client can only rely on `EXPORT_NAME`, and cannot have TLS.
 #[derive(Debug)]
 pub struct ServerHandshake {
     config: ServerConfig,
     state: State,
     partial: Partial,
     options: u32,
+    /// Both sides set `FIXED_NEWSTYLE`.
+    fixed: bool,
     no_zeroes: bool,
+    tls: bool,
     reply_style: ReplyStyle,
+    selected: Option<Selected>,
     shutting_down: bool,
     promise: Option<Promise>,
-}
-
-/// What the last option, a successful `INFO`, was told.
-#[derive(Debug)]
-struct Promise {
-    request: InfoRequest,
-    infos: Vec<Info>,
 }
 
 #[derive(Debug)]
@@ -92,6 +109,10 @@ enum State {
     },
     /// An ask was handed out and has no answer yet.
     Asked(Question),
+    /// `STARTTLS` was taken, and is granted if nothing follows it.
+    TlsAsked,
+    /// `STARTTLS` was granted. No byte is taken until TLS runs.
+    TlsPending,
     Aborted,
     Done(Session),
     Failed(Fatal),
@@ -106,17 +127,11 @@ enum Question {
         option: OptionCode,
         request: InfoRequest,
     },
-}
-
-/// What the machine answers by itself.
-#[derive(Clone, Copy, Debug)]
-enum Answer {
-    /// To `ABORT`; the session is over.
-    Farewell,
-    Unsupported,
-    Invalid(Malformed),
-    TooBig,
-    ShuttingDown,
+    Contexts {
+        /// `LIST_META_CONTEXT` or `SET_META_CONTEXT`.
+        option: OptionCode,
+        request: MetaContextRequest,
+    },
 }
 
 impl ServerHandshake {
@@ -132,15 +147,18 @@ impl ServerHandshake {
             state: State::ClientFlags,
             partial: Partial::default(),
             options: 0,
+            fixed: false,
             no_zeroes: false,
+            tls: false,
             reply_style: ReplyStyle::Simple,
+            selected: None,
             shutting_down: false,
             promise: None,
         }
     }
 
     /// The most bytes that the machine can take now without any of them belonging to what comes
-    /// after the handshake; 0 once it is over.
+    /// after the handshake, or to TLS; 0 once it is over, and while TLS is to be started.
     #[must_use]
     pub fn wants(&self) -> usize {
         match &self.state {
@@ -153,8 +171,35 @@ impl ServerHandshake {
                 0
             }
             State::Asked(_) => OptionHeader::LEN,
-            State::Aborted | State::Done(_) | State::Failed(_) => 0,
+            State::TlsAsked
+            | State::TlsPending
+            | State::Aborted
+            | State::Done(_)
+            | State::Failed(_) => 0,
         }
+    }
+
+    /// TLS runs: what is given to [`step`](Self::step) from now on was decrypted, and what it
+    /// writes will be encrypted. All that was negotiated before is forgotten (proto.md under
+    /// `NBD_OPT_STARTTLS`).
+    pub fn tls_started(&mut self, leave: TlsStart) {
+        // One from another machine changes nothing.
+        let TlsStart { .. } = leave;
+        if matches!(self.state, State::TlsPending) {
+            self.tls = true;
+            // CVE-2021-3716: whoever can write into the connection could negotiate, in the name of
+            // a client that knows nothing of it.
+            self.reply_style = ReplyStyle::Simple;
+            self.selected = None;
+            self.promise = None;
+            self.state = State::Header;
+        }
+    }
+
+    /// Whether TLS runs.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// From now on refuses every option except `ABORT` with `ERR_SHUTDOWN`, and hangs up on
@@ -177,7 +222,9 @@ impl ServerHandshake {
         match &self.state {
             State::Failed(fatal) => Err(fatal.clone()),
             State::ClientFlags | State::Header if !self.partial.is_empty() => Err(Fatal::Closed),
-            State::Body(_) | State::Drain { .. } => Err(Fatal::Closed),
+            State::Body(_) | State::Drain { .. } | State::TlsAsked | State::TlsPending => {
+                Err(Fatal::Closed)
+            }
             State::ClientFlags
             | State::Header
             | State::Asked(_)
@@ -207,12 +254,19 @@ impl ServerHandshake {
                 let (option, request) = (*option, request.clone());
                 Ok(Step::Export(ExportAsk::new(self, out, option, request)))
             }
+            State::Asked(Question::Contexts { option, request }) => {
+                let (option, request) = (*option, request.clone());
+                Ok(Step::Contexts(ContextsAsk::new(self, out, option, request)))
+            }
+            State::TlsPending => Ok(Step::StartTls(TlsStart::new())),
             State::Aborted => Ok(Step::Aborted),
             State::Done(session) => Ok(Step::Done(session.clone())),
             State::Failed(fatal) => Err(fatal.clone()),
-            State::ClientFlags | State::Header | State::Body(_) | State::Drain { .. } => {
-                Ok(Step::NeedInput)
-            }
+            State::ClientFlags
+            | State::Header
+            | State::Body(_)
+            | State::Drain { .. }
+            | State::TlsAsked => Ok(Step::NeedInput),
         }
     }
 
@@ -248,7 +302,20 @@ impl ServerHandshake {
                 let (option, answer) = (*option, *answer);
                 self.answer(option, answer, out);
             }
-            State::Asked(_) | State::Aborted | State::Done(_) | State::Failed(_) => return false,
+            // Whoever can write into the connection could write the beginning of what the client
+            // says under the protection of TLS (CVE-2011-0411, in mail servers).
+            State::TlsAsked | State::TlsPending if !input.is_empty() => {
+                self.fail(Fatal::PlaintextBeforeTls);
+            }
+            State::TlsAsked => {
+                self.acknowledge(OptionCode::STARTTLS, out);
+                self.state = State::TlsPending;
+            }
+            State::TlsPending
+            | State::Asked(_)
+            | State::Aborted
+            | State::Done(_)
+            | State::Failed(_) => return false,
         }
         true
     }
@@ -260,6 +327,7 @@ impl ServerHandshake {
         if flags.bits() & !offered != 0 {
             return self.fail(Fatal::ClientFlags(flags));
         }
+        self.fixed = flags.contains(ClientFlags::FIXED_NEWSTYLE);
         self.no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
         self.state = State::Header;
     }
@@ -278,49 +346,130 @@ impl ServerHandshake {
             // Any option between INFO and GO frees us from what was said to INFO.
             self.promise = None;
         }
+        if header.option == OptionCode::SET_META_CONTEXT {
+            // proto.md under `NBD_OPT_SET_META_CONTEXT`: "replaces all previously-set metadata
+            // contexts (including when this command fails)".
+            self.selected = None;
+        }
         match header.option {
             OptionCode::EXPORT_NAME => self.want_export_name(header),
             OptionCode::ABORT => self.drain(header, Answer::Farewell),
-            _ if self.shutting_down => self.drain(header, Answer::ShuttingDown),
-            OptionCode::LIST if header.length == 0 => {
-                self.state = State::Asked(Question::List);
+            option if !self.config.fixed_newstyle => self.fail(Fatal::NotFixedNewstyle { option }),
+            _ => match self.reject(header) {
+                Some(answer) => self.drain(header, answer),
+                None => self.on_option(header, out),
+            },
+        }
+    }
+
+    /// What is answered to an option because of its header alone.
+    fn reject(&self, header: OptionHeader) -> Option<Answer> {
+        let option = header.option;
+        if let (false, Some(answer)) = (option == OptionCode::STARTTLS, self.tls_missing()) {
+            return Some(answer);
+        }
+        if self.shutting_down {
+            return Some(Answer::Refused(Refusal::ShuttingDown));
+        }
+        if !self.supports(option) {
+            // proto.md "Baseline" wants the same answer to the known as to the unknown.
+            return Some(Answer::Unsupported);
+        }
+        let has_body = matches!(
+            option,
+            OptionCode::INFO
+                | OptionCode::GO
+                | OptionCode::LIST_META_CONTEXT
+                | OptionCode::SET_META_CONTEXT
+        );
+        if !has_body && header.length > 0 {
+            let excess = to_usize(header.length);
+            return Some(Answer::Malformed(Malformed::Trailing { excess }));
+        }
+        if header.length > self.config.limits.max_option_body() {
+            return Some(Answer::Refused(Refusal::TooBig));
+        }
+        self.out_of_place(option)
+    }
+
+    /// What is answered to an option that is only not right now.
+    fn out_of_place(&self, option: OptionCode) -> Option<Answer> {
+        match (option, self.reply_style) {
+            (OptionCode::STARTTLS, _) if self.tls => Some(Answer::Invalid("TLS runs already")),
+            // proto.md "Server-side requirements": "MUST operate in NOTLS mode unless the server
+            // set flag NBD_FLAG_FIXED_NEWSTYLE and the client replied" in kind.
+            (OptionCode::STARTTLS, _) if !self.fixed => Some(Answer::Refused(Refusal::Policy)),
+            // proto.md "Fixed newstyle negotiation": a server MAY fail what changes its state, if
+            // it comes again.
+            (OptionCode::EXTENDED_HEADERS, ReplyStyle::Extended) => {
+                Some(Answer::Invalid("extended headers are in use already"))
             }
-            OptionCode::STRUCTURED_REPLY
-                if self.config.structured_replies && header.length == 0 =>
-            {
+            (OptionCode::STRUCTURED_REPLY, ReplyStyle::Extended) => {
+                Some(Answer::ExtendedHeadersInUse)
+            }
+            (OptionCode::LIST_META_CONTEXT | OptionCode::SET_META_CONTEXT, ReplyStyle::Simple) => {
+                Some(Answer::Invalid(
+                    "structured replies or extended headers have to be negotiated first",
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    const fn supports(&self, option: OptionCode) -> bool {
+        match option {
+            OptionCode::LIST | OptionCode::INFO | OptionCode::GO => true,
+            OptionCode::STARTTLS => !matches!(self.config.tls, TlsPolicy::None),
+            OptionCode::STRUCTURED_REPLY => self.config.structured_replies,
+            OptionCode::EXTENDED_HEADERS => self.config.extended_headers,
+            OptionCode::LIST_META_CONTEXT | OptionCode::SET_META_CONTEXT => {
+                self.config.meta_contexts
+            }
+            _ => false,
+        }
+    }
+
+    /// What is answered to every option but `STARTTLS` and `ABORT` because TLS does not run.
+    fn tls_missing(&self) -> Option<Answer> {
+        if self.tls || self.config.tls != TlsPolicy::Forced {
+            None
+        } else if self.fixed {
+            Some(Answer::Refused(Refusal::TlsRequired))
+        } else {
+            // It cannot have TLS, and must not be told to, but it will not be served without:
+            // whoever takes a flag off the client's greeting would have got rid of TLS.
+            Some(Answer::Refused(Refusal::Policy))
+        }
+    }
+
+    /// An option that is in place: it is granted, asked about, or its body is waited for.
+    fn on_option(&mut self, header: OptionHeader, out: &mut Vec<u8>) {
+        match header.option {
+            OptionCode::LIST => self.state = State::Asked(Question::List),
+            OptionCode::STARTTLS => self.state = State::TlsAsked,
+            OptionCode::STRUCTURED_REPLY => {
                 // Asking again changes nothing, so it is granted again.
                 self.reply_style = ReplyStyle::Structured;
                 self.acknowledge(header.option, out);
             }
-            OptionCode::STRUCTURED_REPLY if !self.config.structured_replies => {
-                self.drain(header, Answer::Unsupported);
+            OptionCode::EXTENDED_HEADERS => {
+                self.reply_style = ReplyStyle::Extended;
+                self.acknowledge(header.option, out);
             }
-            OptionCode::LIST | OptionCode::STRUCTURED_REPLY => {
-                let excess = to_usize(header.length);
-                self.drain(header, Answer::Invalid(Malformed::Trailing { excess }));
-            }
-            OptionCode::INFO | OptionCode::GO => {
-                if header.length > self.config.limits.max_option_body() {
-                    self.drain(header, Answer::TooBig);
-                } else {
-                    self.state = State::Body(header);
-                }
-            }
-            // Known, but not offered: proto.md "Baseline" wants the same answer as for unknown ones.
-            OptionCode::STARTTLS
-            | OptionCode::LIST_META_CONTEXT
-            | OptionCode::SET_META_CONTEXT
-            | OptionCode::EXTENDED_HEADERS => self.drain(header, Answer::Unsupported),
-            _ => self.drain(header, Answer::Unsupported),
+            _ => self.state = State::Body(header),
         }
     }
 
     /// `EXPORT_NAME` cannot be answered with an error, so there is no point in skipping a body
     /// that is too long to be a name.
     fn want_export_name(&mut self, header: OptionHeader) {
-        let longest = u32::try_from(MAX_STRING).unwrap_or(u32::MAX);
-        let limit = longest.min(self.config.limits.max_option_body());
-        if header.length > limit {
+        let limits = &self.config.limits;
+        let limit = limits.max_string().min(limits.max_option_body());
+        if self.reply_style == ReplyStyle::Extended {
+            // proto.md under `NBD_OPT_EXPORT_NAME`: a client with extended headers "MUST NOT use
+            // this option".
+            self.fail(Fatal::ExportNameAfterExtendedHeaders);
+        } else if header.length > limit {
             self.fail(Fatal::OptionTooLong {
                 option: header.option,
                 length: header.length,
@@ -348,187 +497,68 @@ impl ServerHandshake {
         };
     }
 
-    fn answer(&mut self, option: OptionCode, answer: Answer, out: &mut Vec<u8>) {
-        let (code, message) = match answer {
-            Answer::Farewell => {
-                OptionReply::Ack.encode(option, out);
-                self.state = State::Aborted;
-                return;
-            }
-            Answer::Unsupported => (ReplyType::ERR_UNSUP, Name::default()),
-            Answer::Invalid(why) => (ReplyType::ERR_INVALID, message(&format_args!("it {why}"))),
-            Answer::TooBig => (ReplyType::ERR_TOO_BIG, message(&Refusal::TooBig)),
-            Answer::ShuttingDown => (ReplyType::ERR_SHUTDOWN, message(&Refusal::ShuttingDown)),
-        };
-        OptionReply::Error { code, message }.encode(option, out);
-        self.state = State::Header;
-    }
-
     fn on_body(
         &mut self,
         option: OptionCode,
         parsed: Result<ClientOption, Malformed>,
         out: &mut Vec<u8>,
     ) {
-        let request = match parsed {
-            Ok(ClientOption::ExportName(name)) => InfoRequest::new(name),
-            Ok(ClientOption::Info(request) | ClientOption::Go(request)) => request,
+        let question = match parsed {
+            Ok(ClientOption::ExportName(name)) => Question::Export {
+                option,
+                request: InfoRequest::new(name),
+            },
+            Ok(ClientOption::Info(request) | ClientOption::Go(request)) => {
+                Question::Export { option, request }
+            }
+            Ok(ClientOption::ListMetaContext(request) | ClientOption::SetMetaContext(request)) => {
+                Question::Contexts { option, request }
+            }
             // Bodies are only waited for where the arms above apply.
             Ok(_) => return self.answer(option, Answer::Unsupported, out),
             Err(why) if option == OptionCode::EXPORT_NAME => {
                 return self.fail(Fatal::ExportName(why));
             }
-            Err(why) => return self.answer(option, Answer::Invalid(why), out),
+            Err(why) => return self.answer(option, Answer::Malformed(why), out),
         };
-        self.state = State::Asked(Question::Export { option, request });
+        if let Some(answer) = self.reject_question(&question) {
+            return self.answer(option, answer, out);
+        }
+        if self.tls_missing().is_some() {
+            // Only EXPORT_NAME gets here.
+            return self.refuse(&question, Refusal::TlsRequired, &Name::EMPTY, out);
+        }
+        self.state = State::Asked(question);
         if self.shutting_down {
             self.refuse_unanswered(out);
         }
     }
 
-    /// Gives the default refusal to an ask that was let go of.
-    fn refuse_unanswered(&mut self, out: &mut Vec<u8>) {
-        let State::Asked(question) = &self.state else {
-            return;
-        };
-        let question = question.clone();
-        let why = match question {
-            _ if self.shutting_down => Refusal::ShuttingDown,
-            Question::List => Refusal::Policy,
-            Question::Export { .. } => Refusal::UnknownExport,
-        };
-        self.refuse(&question, why, &message(&why), out);
-    }
-
-    fn refuse(&mut self, question: &Question, why: Refusal, message: &Name, out: &mut Vec<u8>) {
-        let (option, why) = match question {
-            Question::List => (OptionCode::LIST, why),
-            Question::Export { option, request } if *option == OptionCode::EXPORT_NAME => {
-                return self.fail(Fatal::ExportRefused {
-                    name: request.name.clone(),
-                    why,
-                });
+    /// What is answered to a well-formed option because of what is in its body.
+    fn reject_question(&self, question: &Question) -> Option<Answer> {
+        let limits = &self.config.limits;
+        let too_long = |name: &Name| name.wire_len() > limits.max_string();
+        match question {
+            Question::List => None,
+            Question::Export { request, .. } => {
+                too_long(&request.name).then_some(Answer::Refused(Refusal::TooBig))
             }
-            Question::Export { option, request } => (*option, explain(*option, request, why, out)),
-        };
-        self.promise = None;
-        let error = OptionReply::Error {
-            code: why.reply_type(),
-            message: message.clone(),
-        };
-        error.encode(option, out);
-        self.state = State::Header;
-    }
-
-    fn accept(
-        &mut self,
-        option: OptionCode,
-        request: InfoRequest,
-        export: &Export,
-        out: &mut Vec<u8>,
-    ) {
-        let flags = export.flags | TransmissionFlags::HAS_FLAGS;
-        let flags = super::consistent(flags, self.reply_style);
-        if option == OptionCode::EXPORT_NAME {
-            let reply = crate::wire::ExportNameReply {
-                size: export.size,
-                flags,
-            };
-            reply.encode(self.no_zeroes, out);
-            return self.enter_transmission(request.name, export, flags);
+            Question::Contexts { request, .. } => {
+                let many = request.queries.len() > to_usize(limits.max_queries());
+                if many || too_long(&request.export) || request.queries.iter().any(too_long) {
+                    return Some(Answer::Refused(Refusal::TooBig));
+                }
+                // proto.md under `NBD_OPT_LIST_META_CONTEXT`: for a query that lacks "the required
+                // colon that delimits the namespace, [..] the server MAY fail the request with
+                // NBD_REP_ERR_INVALID".
+                let mut queries = request.queries.iter();
+                (!queries.all(|query| namespace(query.as_str()).is_some()))
+                    .then_some(Answer::Invalid("a query has no namespace"))
+            }
         }
-        let infos = infos(&request, export, flags);
-        if self.breaks_promise(option, &request, &infos) {
-            let question = Question::Export { option, request };
-            let text = Name::lossy(b"the export has changed since it was asked about");
-            return self.refuse(&question, Refusal::Policy, &text, out);
-        }
-        for info in &infos {
-            OptionReply::Info(info.clone()).encode(option, out);
-        }
-        self.acknowledge(option, out);
-        if option == OptionCode::GO {
-            self.enter_transmission(request.name, export, flags);
-        } else {
-            self.promise = Some(Promise { request, infos });
-        }
-    }
-
-    /// Whether a `GO` would be told something else than the equal `INFO` just before it.
-    ///
-    /// proto.md under `NBD_OPT_GO`: "the server MUST reply with the same set of information". To
-    /// repeat what is not true any more would be worse than to refuse; the client can ask again.
-    fn breaks_promise(&self, option: OptionCode, request: &InfoRequest, infos: &[Info]) -> bool {
-        option == OptionCode::GO
-            && self
-                .promise
-                .as_ref()
-                .is_some_and(|promise| promise.request == *request && promise.infos != infos)
-    }
-
-    fn acknowledge(&mut self, option: OptionCode, out: &mut Vec<u8>) {
-        OptionReply::Ack.encode(option, out);
-        self.state = State::Header;
-    }
-
-    fn enter_transmission(&mut self, name: Name, export: &Export, flags: TransmissionFlags) {
-        let session = Session::new(name, export.size, flags)
-            .with_reply_style(self.reply_style)
-            .with_block_sizes(export.block_sizes);
-        self.state = State::Done(session);
     }
 
     fn fail(&mut self, fatal: Fatal) {
         self.state = State::Failed(fatal);
     }
-}
-
-/// Sends what belongs to a refusal before the error itself, and corrects a refusal that the
-/// protocol forbids here.
-fn explain(option: OptionCode, request: &InfoRequest, why: Refusal, out: &mut Vec<u8>) -> Refusal {
-    let Refusal::BlockSizesRequired(sizes) = why else {
-        return why;
-    };
-    // proto.md under `NBD_OPT_GO`: "The server MUST NOT send this error if size constraints were
-    // requested"; else it "SHOULD ensure it first sends an NBD_INFO_BLOCK_SIZE".
-    if request.asks(crate::wire::InfoType::BLOCK_SIZE) {
-        return Refusal::Policy;
-    }
-    OptionReply::Info(block_size_info(sizes)).encode(option, out);
-    why
-}
-
-/// What is told about an export: size and flags always, the rest if asked for; size constraints
-/// also if they are not the default ones (proto.md "Size constraints").
-fn infos(request: &InfoRequest, export: &Export, flags: TransmissionFlags) -> Vec<Info> {
-    use crate::wire::InfoType;
-
-    let mut infos = Vec::with_capacity(4);
-    infos.push(Info::Export {
-        size: export.size,
-        flags,
-    });
-    if request.asks(InfoType::NAME) {
-        infos.push(Info::Name(export.name.clone()));
-    }
-    if request.asks(InfoType::DESCRIPTION) && export.description != Name::EMPTY {
-        infos.push(Info::Description(export.description.clone()));
-    }
-    if request.asks(InfoType::BLOCK_SIZE) || export.block_sizes != BlockSizes::DEFAULT {
-        infos.push(block_size_info(export.block_sizes));
-    }
-    infos
-}
-
-const fn block_size_info(sizes: BlockSizes) -> Info {
-    Info::BlockSize {
-        minimum: sizes.minimum(),
-        preferred: sizes.preferred(),
-        max_payload: sizes.max_payload(),
-    }
-}
-
-/// The text of an error reply.
-fn message(text: &dyn core::fmt::Display) -> Name {
-    Name::lossy(alloc::format!("{text}").as_bytes())
 }

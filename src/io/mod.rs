@@ -6,6 +6,11 @@
 //! ([`TcpStream::set_read_timeout`](std::net::TcpStream::set_read_timeout)), or for whoever
 //! cancels.
 //!
+//! TLS is the caller's: the drivers `.._with_tls` take the stream, and a callback that wraps it when
+//! both sides have agreed to start TLS; the others refuse configurations that could lead there.
+//! Give them the socket itself, not something that reads ahead: what was read before TLS is no part
+//! of it.
+//!
 //! This module is for [`std::io`]; `io::futures` is the same for `futures::io`. Both are short
 //! enough to be replaced, where a program has its own way of waiting.
 //!
@@ -35,14 +40,17 @@
 #[cfg(feature = "futures")]
 #[cfg_attr(docsrs, doc(cfg(feature = "futures")))]
 pub mod futures;
+mod maybe_tls;
+
+pub use maybe_tls::MaybeTls;
 
 use alloc::vec::Vec;
 use std::io::{self, Read, Write};
 
 use crate::error::Fatal;
 use crate::handshake::{
-    Ask, ClientConfig, NegotiateError, Negotiated, Negotiator, Progress, ServerConfig,
-    ServerHandshake, Step, Wanted,
+    Ask, ClientConfig, Inspect, InspectProgress, Inspector, NegotiateError, Negotiated, Negotiator,
+    Progress, Report, ServerConfig, ServerHandshake, Step, TlsPolicy, TlsStart, TlsWanted, Wanted,
 };
 use crate::session::Session;
 
@@ -53,7 +61,7 @@ const CHUNK: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error<P> {
-    /// The stream failed.
+    /// The stream failed, or TLS did.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The peer closed the connection where that is not in order.
@@ -73,6 +81,9 @@ impl<P: Into<Self>> From<Error<P>> for io::Error {
     }
 }
 
+/// How a driver with TLS ends: with the stream, wrapped or not, and what was negotiated on it.
+pub type Shaken<S, T, D, P> = Result<(MaybeTls<S, T>, D), Error<P>>;
+
 /// Shakes hands as a server, until transmission begins or the client goes away.
 ///
 /// `answer` is called for each [`Ask`]; what it does not answer is refused. `None` means that the
@@ -83,38 +94,51 @@ impl<P: Into<Self>> From<Error<P>> for io::Error {
 ///
 /// # Errors
 ///
-/// If the stream fails, or the client breaks the protocol; close the connection then.
+/// If the stream fails, or the client breaks the protocol; close the connection then. With a
+/// [TLS policy](ServerConfig::with_tls), at once:
+/// [`InvalidInput`](io::ErrorKind::InvalidInput), see [`server_handshake_with_tls`].
 pub fn server_handshake<S: Read + Write>(
     stream: &mut S,
     config: ServerConfig,
     mut answer: impl FnMut(Ask<'_>),
 ) -> Result<Option<Session>, Error<Fatal>> {
+    if config.tls() != TlsPolicy::None {
+        return Err(no_tls_here().into());
+    }
     let mut out = Vec::new();
     let mut handshake = ServerHandshake::new(config, &mut out);
-    let mut chunk = [0; CHUNK];
-    let mut input: &[u8] = &[];
-    loop {
-        match serve_step(&mut handshake, &mut input, &mut out, &mut answer) {
-            Ok(Served::Go) => {}
-            Ok(Served::NeedInput) => {
-                send(stream, &mut out)?;
-                input = receive(stream, &mut chunk, handshake.wants())?;
-                if input.is_empty() {
-                    return handshake.on_eof().map(|()| None).map_err(Error::Closed);
-                }
-            }
-            Ok(Served::Done(session)) => {
-                send(stream, &mut out)?;
-                return Ok(Some(session));
-            }
-            Ok(Served::Aborted) => {
-                // proto.md under `NBD_OPT_ABORT`: the client may be gone without waiting for it.
-                let _ = send::<_, Fatal>(stream, &mut out);
-                return Ok(None);
-            }
-            // Nothing is left to be sent: every answer went out before more was received.
-            Err(fatal) => return Err(Error::Protocol(fatal)),
-        }
+    match serve(stream, &mut handshake, &mut out, &mut answer)? {
+        Served::Over(session) => Ok(session),
+        Served::StartTls(_) => Err(no_tls_here().into()),
+    }
+}
+
+/// Shakes hands as a server that has TLS.
+///
+/// As [`server_handshake`], but takes the stream and gives it back, wrapped by `upgrade` if TLS was
+/// started: that is where the caller makes the TLS handshake, as the server.
+///
+/// # Errors
+///
+/// If the stream or `upgrade` fails, or the client breaks the protocol; the connection is closed
+/// then, by dropping the stream.
+pub fn server_handshake_with_tls<S: Read + Write, T: Read + Write>(
+    mut stream: S,
+    config: ServerConfig,
+    upgrade: impl FnOnce(S) -> io::Result<T>,
+    mut answer: impl FnMut(Ask<'_>),
+) -> Shaken<S, T, Option<Session>, Fatal> {
+    let mut out = Vec::new();
+    let mut handshake = ServerHandshake::new(config, &mut out);
+    let leave = match serve(&mut stream, &mut handshake, &mut out, &mut answer)? {
+        Served::Over(session) => return Ok((MaybeTls::Plain(stream), session)),
+        Served::StartTls(leave) => leave,
+    };
+    let mut stream = upgrade(stream)?;
+    handshake.tls_started(leave);
+    match serve(&mut stream, &mut handshake, &mut out, &mut answer)? {
+        Served::Over(session) => Ok((MaybeTls::Tls(stream), session)),
+        Served::StartTls(_) => Err(no_tls_here().into()),
     }
 }
 
@@ -125,42 +149,125 @@ pub fn server_handshake<S: Read + Write>(
 /// # Errors
 ///
 /// If the stream fails, or the server refuses or breaks the protocol; close the connection then.
+/// If [TLS](Wanted::with_tls) is wanted, at once:
+/// [`InvalidInput`](io::ErrorKind::InvalidInput), see [`client_handshake_with_tls`].
 pub fn client_handshake<S: Read + Write>(
     stream: &mut S,
     wanted: Wanted,
     config: ClientConfig,
 ) -> Result<Negotiated, Error<NegotiateError>> {
-    let mut out = Vec::new();
+    if wanted.tls() != TlsWanted::No {
+        return Err(no_tls_here().into());
+    }
     let mut negotiator = Negotiator::new(wanted, config);
+    match talk(stream, &mut negotiator, &mut Vec::new())? {
+        Talked::Over(negotiated) => Ok(negotiated),
+        Talked::StartTls(_) => Err(no_tls_here().into()),
+    }
+}
+
+/// Shakes hands as a client that can have TLS.
+///
+/// As [`client_handshake`], but takes the stream and gives it back, wrapped by `upgrade` if TLS was
+/// started: that is where the caller makes the TLS handshake, as the client, and checks who the
+/// server is.
+///
+/// # Errors
+///
+/// If the stream or `upgrade` fails, or the server refuses or breaks the protocol; the connection
+/// is closed then, by dropping the stream.
+pub fn client_handshake_with_tls<S: Read + Write, T: Read + Write>(
+    stream: S,
+    wanted: Wanted,
+    config: ClientConfig,
+    upgrade: impl FnOnce(S) -> io::Result<T>,
+) -> Shaken<S, T, Negotiated, NegotiateError> {
+    talk_with_tls(stream, &mut Negotiator::new(wanted, config), upgrade)
+}
+
+/// Asks a server what it has, and leaves.
+///
+/// What was learned is there even if the conversation did not come to its end. Reads and blocks as
+/// [`client_handshake`] does.
+pub fn inspect<S: Read + Write>(
+    stream: &mut S,
+    inspect: Inspect,
+    config: ClientConfig,
+) -> (Report, Result<(), Error<NegotiateError>>) {
+    let mut inspector = Inspector::new(inspect, config);
+    let end = match talk(stream, &mut inspector, &mut Vec::new()) {
+        Ok(Talked::Over(_)) => Ok(()),
+        Ok(Talked::StartTls(_)) => Err(no_tls_here().into()),
+        Err(error) => Err(error),
+    };
+    (inspector.report().clone(), end)
+}
+
+/// Asks a server what it has, over TLS if that is [wanted](Inspect::with_tls), and leaves.
+///
+/// As [`inspect`]; the stream is wrapped by `upgrade` if TLS is started, and dropped at the end.
+pub fn inspect_with_tls<S: Read + Write, T: Read + Write>(
+    stream: S,
+    inspect: Inspect,
+    config: ClientConfig,
+    upgrade: impl FnOnce(S) -> io::Result<T>,
+) -> (Report, Result<(), Error<NegotiateError>>) {
+    let mut inspector = Inspector::new(inspect, config);
+    let end = talk_with_tls(stream, &mut inspector, upgrade).map(|_| ());
+    (inspector.report().clone(), end)
+}
+
+/// What a server's side came to.
+enum Served {
+    /// With a session, or because the client left.
+    Over(Option<Session>),
+    StartTls(TlsStart),
+}
+
+/// Serves until the stream has to be wrapped, or the handshake is over.
+fn serve<S: Read + Write>(
+    stream: &mut S,
+    handshake: &mut ServerHandshake,
+    out: &mut Vec<u8>,
+    answer: &mut impl FnMut(Ask<'_>),
+) -> Result<Served, Error<Fatal>> {
     let mut chunk = [0; CHUNK];
     let mut input: &[u8] = &[];
     loop {
-        let progress = negotiator.advance(&mut input, &mut out);
-        match progress {
-            Ok(Progress::NeedInput) => {
-                send(stream, &mut out)?;
-                input = receive(stream, &mut chunk, negotiator.wants())?;
+        match serve_step(handshake, &mut input, out, answer) {
+            Ok(ServeStep::Go) => {}
+            Ok(ServeStep::NeedInput) => {
+                send(stream, out)?;
+                input = receive(stream, &mut chunk, handshake.wants())?;
                 if input.is_empty() {
-                    return Err(Error::Closed(closed(&negotiator)));
+                    let left = handshake.on_eof().map(|()| Served::Over(None));
+                    return left.map_err(Error::Closed);
                 }
             }
-            Ok(Progress::Done(negotiated)) => {
-                send(stream, &mut out)?;
-                return Ok(negotiated);
+            Ok(ServeStep::StartTls(leave)) => {
+                send(stream, out)?;
+                return Ok(Served::StartTls(leave));
             }
-            Err(error) => {
-                // A farewell, perhaps. If it fails, what the server said is the better story.
-                let _ = send::<_, NegotiateError>(stream, &mut out);
-                return Err(Error::Protocol(error));
+            Ok(ServeStep::Done(session)) => {
+                send(stream, out)?;
+                return Ok(Served::Over(Some(session)));
             }
+            Ok(ServeStep::Aborted) => {
+                // proto.md under `NBD_OPT_ABORT`: the client may be gone without waiting for it.
+                let _ = send::<_, Fatal>(stream, out);
+                return Ok(Served::Over(None));
+            }
+            // Nothing is left to be sent: every answer went out before more was received.
+            Err(fatal) => return Err(Error::Protocol(fatal)),
         }
     }
 }
 
 /// One step of a server, for either kind of stream.
-enum Served {
+enum ServeStep {
     Go,
     NeedInput,
+    StartTls(TlsStart),
     Done(Session),
     Aborted,
 }
@@ -170,23 +277,155 @@ fn serve_step(
     input: &mut &[u8],
     out: &mut Vec<u8>,
     answer: &mut impl FnMut(Ask<'_>),
-) -> Result<Served, Fatal> {
+) -> Result<ServeStep, Fatal> {
     match handshake.step(input, out)? {
-        Step::NeedInput => return Ok(Served::NeedInput),
+        Step::NeedInput => return Ok(ServeStep::NeedInput),
         Step::List(ask) => answer(Ask::List(ask)),
         Step::Export(ask) => answer(Ask::Export(ask)),
-        Step::Aborted => return Ok(Served::Aborted),
-        Step::Done(session) => return Ok(Served::Done(session)),
+        Step::Contexts(ask) => answer(Ask::Contexts(ask)),
+        Step::StartTls(leave) => return Ok(ServeStep::StartTls(leave)),
+        Step::Aborted => return Ok(ServeStep::Aborted),
+        Step::Done(session) => return Ok(ServeStep::Done(session)),
     }
-    Ok(Served::Go)
+    Ok(ServeStep::Go)
 }
 
-/// Why it matters that the server closed the connection.
-fn closed(negotiator: &Negotiator) -> NegotiateError {
-    negotiator
-        .on_eof()
-        .err()
-        .unwrap_or_else(|| Fatal::Closed.into())
+/// Either machine of a client.
+trait Client {
+    type Done;
+
+    /// `None`: more input is needed.
+    fn advance(
+        &mut self,
+        input: &mut &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Talked<Self::Done>>, NegotiateError>;
+    fn wants(&self) -> usize;
+    fn on_eof(&self) -> Result<(), NegotiateError>;
+    fn tls_started(&mut self, leave: TlsStart);
+
+    /// Why it matters that the server closed the connection.
+    fn closed(&self) -> NegotiateError {
+        self.on_eof().err().unwrap_or_else(|| Fatal::Closed.into())
+    }
+}
+
+/// What a client's side came to.
+enum Talked<D> {
+    Over(D),
+    StartTls(TlsStart),
+}
+
+impl Client for Negotiator {
+    type Done = Negotiated;
+
+    fn advance(
+        &mut self,
+        input: &mut &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Talked<Negotiated>>, NegotiateError> {
+        Ok(match self.advance(input, out)? {
+            Progress::NeedInput => None,
+            Progress::StartTls(leave) => Some(Talked::StartTls(leave)),
+            Progress::Done(negotiated) => Some(Talked::Over(negotiated)),
+        })
+    }
+
+    fn wants(&self) -> usize {
+        self.wants()
+    }
+
+    fn on_eof(&self) -> Result<(), NegotiateError> {
+        self.on_eof()
+    }
+
+    fn tls_started(&mut self, leave: TlsStart) {
+        self.tls_started(leave);
+    }
+}
+
+impl Client for Inspector {
+    type Done = Report;
+
+    fn advance(
+        &mut self,
+        input: &mut &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Talked<Report>>, NegotiateError> {
+        Ok(match self.advance(input, out)? {
+            InspectProgress::NeedInput => None,
+            InspectProgress::StartTls(leave) => Some(Talked::StartTls(leave)),
+            InspectProgress::Done(report) => Some(Talked::Over(report)),
+        })
+    }
+
+    fn wants(&self) -> usize {
+        self.wants()
+    }
+
+    fn on_eof(&self) -> Result<(), NegotiateError> {
+        self.on_eof()
+    }
+
+    fn tls_started(&mut self, leave: TlsStart) {
+        self.tls_started(leave);
+    }
+}
+
+/// Talks until the stream has to be wrapped, or the handshake is over.
+fn talk<S: Read + Write, C: Client>(
+    stream: &mut S,
+    client: &mut C,
+    out: &mut Vec<u8>,
+) -> Result<Talked<C::Done>, Error<NegotiateError>> {
+    let mut chunk = [0; CHUNK];
+    let mut input: &[u8] = &[];
+    loop {
+        match client.advance(&mut input, out) {
+            Ok(None) => {
+                send(stream, out)?;
+                input = receive(stream, &mut chunk, client.wants())?;
+                if input.is_empty() {
+                    return Err(Error::Closed(client.closed()));
+                }
+            }
+            Ok(Some(talked)) => {
+                send(stream, out)?;
+                return Ok(talked);
+            }
+            Err(error) => {
+                // A farewell, perhaps. If it fails, what the server said is the better story.
+                let _ = send::<_, NegotiateError>(stream, out);
+                return Err(Error::Protocol(error));
+            }
+        }
+    }
+}
+
+fn talk_with_tls<S: Read + Write, T: Read + Write, C: Client>(
+    mut stream: S,
+    client: &mut C,
+    upgrade: impl FnOnce(S) -> io::Result<T>,
+) -> Shaken<S, T, C::Done, NegotiateError> {
+    let mut out = Vec::new();
+    let leave = match talk(&mut stream, client, &mut out)? {
+        Talked::Over(done) => return Ok((MaybeTls::Plain(stream), done)),
+        Talked::StartTls(leave) => leave,
+    };
+    let mut stream = upgrade(stream)?;
+    client.tls_started(leave);
+    match talk(&mut stream, client, &mut out)? {
+        Talked::Over(done) => Ok((MaybeTls::Tls(stream), done)),
+        Talked::StartTls(_) => Err(no_tls_here().into()),
+    }
+}
+
+/// TLS is to be started where nobody can.
+fn no_tls_here() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "TLS is offered or wanted, but this driver cannot start it",
+    )
 }
 
 fn send<S: Write, P>(stream: &mut S, out: &mut Vec<u8>) -> Result<(), Error<P>> {

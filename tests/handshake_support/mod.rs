@@ -5,13 +5,13 @@
 
 use nbd_proto::error::{Fatal, Refusal};
 use nbd_proto::handshake::{
-    Ask, ClientConfig, ClientHandshake, ClientStep, Export, NegotiateError, Negotiated, Negotiator,
-    Progress, ServerConfig, ServerHandshake, Step, Wanted,
+    Ask, ClientConfig, ClientHandshake, ClientStep, Context, Export, NegotiateError, Negotiated,
+    Negotiator, Progress, Ready, ServerConfig, ServerHandshake, Step, Wanted,
 };
 use nbd_proto::session::{BlockSizes, Session};
 use nbd_proto::wire::{
-    ClientFlags, ClientOption, ExportNameReply, InfoRequest, InfoType, Name, NewstyleGreeting,
-    OptionCode, OptionReply, OptionReplyHeader, ReplyType, TransmissionFlags,
+    ClientFlags, ClientOption, ExportNameReply, InfoRequest, InfoType, MetaContextRequest, Name,
+    NewstyleGreeting, OptionCode, OptionReply, OptionReplyHeader, ReplyType, TransmissionFlags,
 };
 
 pub fn name(text: &str) -> Name {
@@ -31,6 +31,8 @@ pub fn disk() -> Export {
 pub enum Event {
     List,
     Export(OptionCode, Name),
+    Contexts(OptionCode, Name),
+    StartTls,
     Reply(OptionCode, OptionReply),
     Aborted,
     Done(Session),
@@ -47,7 +49,17 @@ pub struct Run {
     pub eof: Result<(), Fatal>,
 }
 
-/// Exports "" and "disk" exist, "secret" is refused, "ignored" is not answered.
+/// The meta contexts of these tests: the third is for extended headers only.
+pub fn contexts() -> [Context; 4] {
+    [
+        Context::new(name("base:allocation")),
+        Context::new(name("qemu:dirty-bitmap:one")),
+        Context::new(name("x-wide:sixty-four")).with_wide(true),
+        Context::new(name("qemu:allocation-depth")),
+    ]
+}
+
+/// Exports "" and "disk" exist, "secret" needs TLS, "ignored" is not answered.
 pub fn answer(ask: Ask<'_>) {
     match ask {
         Ask::List(ask) => ask.accept([
@@ -56,7 +68,12 @@ pub fn answer(ask: Ask<'_>) {
         ]),
         Ask::Export(ask) => match ask.name().as_str() {
             "" | "disk" => ask.accept(&disk()),
-            "secret" => ask.refuse(Refusal::TlsRequired),
+            "secret" => ask.accept(&disk().with_tls_required(true)),
+            "ignored" => drop(ask),
+            _ => ask.refuse(Refusal::UnknownExport),
+        },
+        Ask::Contexts(ask) => match ask.export().as_str() {
+            "" | "disk" | "secret" => ask.accept(&contexts()),
             "ignored" => drop(ask),
             _ => ask.refuse(Refusal::UnknownExport),
         },
@@ -73,46 +90,76 @@ pub fn run_server_with(
     config: ServerConfig,
     bytes: &[u8],
     cuts: &[usize],
+    answer: impl FnMut(Ask<'_>),
+) -> Run {
+    run_server_over_tls(config, &[bytes], cuts, answer)
+}
+
+/// As [`run_server_with`], with what comes before TLS, and what after, which is cut like it. TLS is
+/// only started where the one ends.
+pub fn run_server_over_tls(
+    config: ServerConfig,
+    phases: &[&[u8]],
+    cuts: &[usize],
     mut answer: impl FnMut(Ask<'_>),
 ) -> Run {
     let mut output = Vec::new();
     let mut machine = ServerHandshake::new(config, &mut output);
     let (mut events, mut taken) = (Vec::new(), 0);
     let mut end = Ok(());
-    'pieces: for piece in pieces(bytes, cuts) {
-        let mut input = piece;
-        loop {
-            let step = machine.step(&mut input, &mut output);
-            match step {
-                Ok(Step::NeedInput) => {
-                    assert!(input.is_empty(), "input is left over");
-                    break;
-                }
-                Ok(Step::List(ask)) => {
-                    events.push(Event::List);
-                    answer(Ask::List(ask));
-                }
-                Ok(Step::Export(ask)) => {
-                    events.push(Event::Export(ask.option(), ask.name().clone()));
-                    answer(Ask::Export(ask));
-                }
-                Ok(over @ (Step::Aborted | Step::Done(_))) => {
-                    events.push(match over {
-                        Step::Done(session) => Event::Done(session),
-                        _ => Event::Aborted,
-                    });
-                    taken += piece.len() - input.len();
-                    break 'pieces;
-                }
-                Ok(other) => panic!("a step without a test: {other:?}"),
-                Err(fatal) => {
-                    taken += piece.len() - input.len();
-                    end = Err(fatal);
-                    break 'pieces;
+    'phases: for phase in phases {
+        let mut left = phase.len();
+        for piece in pieces(phase, cuts) {
+            let mut input = piece;
+            left -= piece.len();
+            loop {
+                let step = machine.step(&mut input, &mut output);
+                match step {
+                    Ok(Step::NeedInput) => {
+                        assert!(input.is_empty(), "input is left over");
+                        break;
+                    }
+                    Ok(Step::List(ask)) => {
+                        events.push(Event::List);
+                        answer(Ask::List(ask));
+                    }
+                    Ok(Step::Export(ask)) => {
+                        events.push(Event::Export(ask.option(), ask.name().clone()));
+                        answer(Ask::Export(ask));
+                    }
+                    Ok(Step::Contexts(ask)) => {
+                        events.push(Event::Contexts(ask.option(), ask.export().clone()));
+                        answer(Ask::Contexts(ask));
+                    }
+                    Ok(Step::StartTls(leave)) => {
+                        assert!(input.is_empty(), "agreed to TLS with input left over");
+                        assert_eq!(machine.wants(), 0, "wants plaintext");
+                        if left == 0 {
+                            events.push(Event::StartTls);
+                            machine.tls_started(leave);
+                            taken += phase.len();
+                            continue 'phases;
+                        }
+                        break;
+                    }
+                    Ok(over @ (Step::Aborted | Step::Done(_))) => {
+                        events.push(match over {
+                            Step::Done(session) => Event::Done(session),
+                            _ => Event::Aborted,
+                        });
+                        taken += phase.len() - left - input.len();
+                        break 'phases;
+                    }
+                    Ok(other) => panic!("a step without a test: {other:?}"),
+                    Err(fatal) => {
+                        taken += phase.len() - left - input.len();
+                        end = Err(fatal);
+                        break 'phases;
+                    }
                 }
             }
         }
-        taken += piece.len();
+        taken += phase.len();
         assert!(machine.wants() > 0, "needs input but wants none");
     }
     let eof = machine.on_eof();
@@ -143,47 +190,65 @@ pub fn run_client(
     bytes: &[u8],
     cuts: &[usize],
 ) -> Run {
+    run_client_over_tls(config, options, &[bytes], cuts)
+}
+
+/// As [`run_client`], with what comes before TLS, and what after.
+pub fn run_client_over_tls(
+    config: ClientConfig,
+    options: &[ClientOption],
+    phases: &[&[u8]],
+    cuts: &[usize],
+) -> Run {
     let mut output = Vec::new();
     let mut machine = ClientHandshake::new(config);
     let mut options = options.iter();
     let (mut events, mut taken) = (Vec::new(), 0);
     let mut end = Ok(());
-    'pieces: for piece in pieces(bytes, cuts) {
-        let mut input = piece;
-        loop {
-            match machine.step(&mut input, &mut output) {
-                Ok(ClientStep::NeedInput) => {
-                    assert!(input.is_empty(), "input is left over");
-                    break;
-                }
-                Ok(ClientStep::Ready(ready)) => match options.next() {
-                    Some(ClientOption::List) => ready.list(),
-                    Some(ClientOption::Info(request)) => ready.info(request.clone()),
-                    Some(ClientOption::Go(request)) => ready.go(request.clone()),
-                    Some(ClientOption::ExportName(name)) => ready.export_name(name.clone()),
-                    Some(ClientOption::StructuredReply) => ready.structured_replies(),
-                    _ => ready.abort(),
-                },
-                Ok(ClientStep::Reply { option, reply }) => {
-                    events.push(Event::Reply(option, reply));
-                }
-                Ok(over @ (ClientStep::Aborted | ClientStep::Done(_))) => {
-                    events.push(match over {
-                        ClientStep::Done(session) => Event::Done(session),
-                        _ => Event::Aborted,
-                    });
-                    taken += piece.len() - input.len();
-                    break 'pieces;
-                }
-                Ok(other) => panic!("a step without a test: {other:?}"),
-                Err(fatal) => {
-                    taken += piece.len() - input.len();
-                    end = Err(fatal);
-                    break 'pieces;
+    'phases: for phase in phases {
+        let mut left = phase.len();
+        for piece in pieces(phase, cuts) {
+            let mut input = piece;
+            left -= piece.len();
+            loop {
+                match machine.step(&mut input, &mut output) {
+                    Ok(ClientStep::NeedInput) => {
+                        assert!(input.is_empty(), "input is left over");
+                        break;
+                    }
+                    Ok(ClientStep::Ready(ready)) => send(ready, options.next()),
+                    Ok(ClientStep::Reply { option, reply }) => {
+                        events.push(Event::Reply(option, reply));
+                    }
+                    Ok(ClientStep::StartTls(leave)) => {
+                        assert!(input.is_empty(), "agreed to TLS with input left over");
+                        assert_eq!(machine.wants(), 0, "wants plaintext");
+                        if left == 0 {
+                            events.push(Event::StartTls);
+                            machine.tls_started(leave);
+                            taken += phase.len();
+                            continue 'phases;
+                        }
+                        break;
+                    }
+                    Ok(over @ (ClientStep::Aborted | ClientStep::Done(_))) => {
+                        events.push(match over {
+                            ClientStep::Done(session) => Event::Done(session),
+                            _ => Event::Aborted,
+                        });
+                        taken += phase.len() - left - input.len();
+                        break 'phases;
+                    }
+                    Ok(other) => panic!("a step without a test: {other:?}"),
+                    Err(fatal) => {
+                        taken += phase.len() - left - input.len();
+                        end = Err(fatal);
+                        break 'phases;
+                    }
                 }
             }
         }
-        taken += piece.len();
+        taken += phase.len();
         assert!(machine.wants() > 0, "needs input but wants none");
     }
     let eof = machine.on_eof();
@@ -198,6 +263,21 @@ pub fn run_client(
         taken,
         end,
         eof,
+    }
+}
+
+pub fn send(ready: Ready<'_>, option: Option<&ClientOption>) {
+    match option {
+        Some(ClientOption::List) => ready.list(),
+        Some(ClientOption::StartTls) => ready.start_tls(),
+        Some(ClientOption::Info(request)) => ready.info(request.clone()),
+        Some(ClientOption::Go(request)) => ready.go(request.clone()),
+        Some(ClientOption::ExportName(name)) => ready.export_name(name.clone()),
+        Some(ClientOption::StructuredReply) => ready.structured_replies(),
+        Some(ClientOption::ExtendedHeaders) => ready.extended_headers(),
+        Some(ClientOption::ListMetaContext(request)) => ready.list_contexts(request.clone()),
+        Some(ClientOption::SetMetaContext(request)) => ready.set_contexts(request.clone()),
+        _ => ready.abort(),
     }
 }
 
@@ -287,7 +367,7 @@ pub fn server_bytes(flags: u16, replies: &[(OptionCode, OptionReply)]) -> Vec<u8
     bytes
 }
 
-/// Our two sides, connected in memory.
+/// Our two sides, connected in memory. TLS is started when both have agreed on it.
 pub struct Pair {
     pub server: ServerHandshake,
     pub client: Negotiator,
@@ -318,12 +398,20 @@ impl Pair {
     pub fn run(mut self, mut answer: impl FnMut(Ask<'_>)) -> Ends {
         let mut client = None;
         let mut server = None;
-        for _ in 0..20 {
+        for _ in 0..30 {
             let bytes = std::mem::take(&mut self.to_client);
             if client.is_none() {
-                client = match self.client.advance(&mut &bytes[..], &mut self.to_server) {
+                let mut input = &bytes[..];
+                client = match self.client.advance(&mut input, &mut self.to_server) {
                     Ok(Progress::NeedInput) if server.is_some() && bytes.is_empty() => {
                         Some(Err(self.client.on_eof().unwrap_err()))
+                    }
+                    Ok(Progress::StartTls(leave)) => {
+                        assert!(input.is_empty() && self.to_server.is_empty());
+                        self.client.tls_started(leave);
+                        let again = self.client.advance(&mut &[][..], &mut self.to_server);
+                        assert_eq!(again, Ok(Progress::NeedInput));
+                        None
                     }
                     Ok(Progress::Done(negotiated)) => Some(Ok(negotiated)),
                     Ok(_) => None,
@@ -340,6 +428,8 @@ impl Pair {
                     Ok(Step::NeedInput) => break,
                     Ok(Step::List(ask)) => answer(Ask::List(ask)),
                     Ok(Step::Export(ask)) => answer(Ask::Export(ask)),
+                    Ok(Step::Contexts(ask)) => answer(Ask::Contexts(ask)),
+                    Ok(Step::StartTls(leave)) => self.server.tls_started(leave),
                     Ok(Step::Aborted) => server = Some(Ok(None)),
                     Ok(Step::Done(session)) => server = Some(Ok(Some(session))),
                     Ok(other) => panic!("a step without a test: {other:?}"),
@@ -357,6 +447,14 @@ impl Pair {
     }
 }
 
+/// A question for meta contexts.
+pub fn queries(export: &str, queries: &[&str]) -> MetaContextRequest {
+    MetaContextRequest {
+        export: name(export),
+        queries: queries.iter().map(|query| name(query)).collect(),
+    }
+}
+
 /// A `GO` or `INFO` for an export, asking for what is given.
 pub fn request(export: &str, infos: &[InfoType]) -> InfoRequest {
     infos
@@ -368,4 +466,9 @@ pub fn request(export: &str, infos: &[InfoType]) -> InfoRequest {
 
 pub fn export_name_reply(size: u64, flags: TransmissionFlags) -> ExportNameReply {
     ExportNameReply { size, flags }
+}
+
+/// Wants an export, but no extended headers.
+pub fn compact(export: &str) -> Wanted {
+    Wanted::new(name(export)).with_extended_headers(false)
 }

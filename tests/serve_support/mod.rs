@@ -198,7 +198,9 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn try_connect(address: SocketAddr) -> io::Result<Self> {
         let mut stream = connect(address)?;
-        let wanted = Wanted::new(Name::default()).with_structured_replies(false);
+        let wanted = Wanted::new(Name::default())
+            .with_extended_headers(false)
+            .with_structured_replies(false);
         client_handshake(&mut stream, wanted, ClientConfig::new())
             .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self {

@@ -22,6 +22,7 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
+use crate::handshake::{ClientConfig, Context, Export, ServerConfig, TlsPolicy, TlsWanted, Wanted};
 use crate::session::BlockSizes;
 use crate::wire::{
     ClientFlags, ClientOption, ExportNameReply, HandshakeFlags, Info, InfoRequest, InfoType,
@@ -96,9 +97,30 @@ pub fn info_request() -> impl Strategy<Value = InfoRequest> {
     (name(), infos).prop_map(|(name, infos)| InfoRequest { name, infos })
 }
 
+/// The name of a meta context: one that is in use, or of a namespace of its own.
+pub fn context_name() -> impl Strategy<Value = Name> {
+    prop_oneof![
+        4 => Just(String::from("base:allocation")),
+        2 => Just(String::from("qemu:allocation-depth")),
+        2 => "qemu:dirty-bitmap:[a-c]",
+        2 => "x-[a-c]:[a-c]{1,2}",
+    ]
+    .prop_map(|text| Name::lossy(text.as_bytes()))
+}
+
+/// A query for meta contexts: a name, a wildcard, or something that is neither.
+pub fn context_query() -> impl Strategy<Value = Name> {
+    let wildcard = proptest::sample::select(vec!["base:", "qemu:", "qemu:dirty-bitmap:", "x-a:"]);
+    prop_oneof![
+        6 => context_name(),
+        3 => wildcard.prop_map(|text| Name::lossy(text.as_bytes())),
+        1 => name(),
+    ]
+}
+
 /// The body of a `LIST_META_CONTEXT` or a `SET_META_CONTEXT`.
 pub fn meta_context_request() -> impl Strategy<Value = MetaContextRequest> {
-    let queries = proptest::collection::vec(name(), 0..4);
+    let queries = proptest::collection::vec(context_query(), 0..4);
     (name(), queries).prop_map(|(export, queries)| MetaContextRequest { export, queries })
 }
 
@@ -183,6 +205,119 @@ pub fn conversation() -> impl Strategy<Value = Vec<u8>> {
         }
         bytes
     })
+}
+
+/// A conversation in two parts: what a well-behaved client may send up to `STARTTLS`, its flags
+/// included, and what it may send once TLS was started.
+pub fn tls_conversation() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let options = || proptest::collection::vec(client_option(), 0..5);
+    (0..2u32, options(), options()).prop_map(|(no_zeroes, before, after)| {
+        let mut flags = ClientFlags::FIXED_NEWSTYLE;
+        flags.set(ClientFlags::NO_ZEROES, no_zeroes == 1);
+        let mut plain = flags.to_bytes().to_vec();
+        // One that ends the session would have to be the last.
+        let goes_on = |option: &&ClientOption| {
+            !matches!(
+                option,
+                ClientOption::ExportName(_)
+                    | ClientOption::Go(_)
+                    | ClientOption::Abort
+                    | ClientOption::StartTls
+            )
+        };
+        for option in before
+            .iter()
+            .filter(goes_on)
+            .chain([&ClientOption::StartTls])
+        {
+            option.encode(&mut plain);
+        }
+        let mut protected = Vec::new();
+        for option in &after {
+            option.encode(&mut protected);
+        }
+        (plain, protected)
+    })
+}
+
+/// What a server does about TLS.
+pub fn tls_policy() -> impl Strategy<Value = TlsPolicy> {
+    proptest::sample::select(vec![
+        TlsPolicy::None,
+        TlsPolicy::Selective,
+        TlsPolicy::Forced,
+    ])
+}
+
+/// What a client does about TLS.
+pub fn tls_wanted() -> impl Strategy<Value = TlsWanted> {
+    proptest::sample::select(vec![
+        TlsWanted::No,
+        TlsWanted::Preferred,
+        TlsWanted::Required,
+    ])
+}
+
+/// Any configuration of a server, with the default limits.
+pub fn server_config() -> impl Strategy<Value = ServerConfig> {
+    let offers = (any::<[bool; 4]>(), proptest::bool::weighted(0.9));
+    (tls_policy(), offers, any::<bool>()).prop_map(|(tls, (offers, fixed), required)| {
+        let [structured, extended, contexts, no_zeroes] = offers;
+        ServerConfig::new()
+            .with_tls(tls)
+            .with_structured_replies(structured)
+            .with_extended_headers(extended)
+            .with_meta_contexts(contexts)
+            .with_no_zeroes(no_zeroes)
+            .with_block_sizes_required(required)
+            .with_fixed_newstyle(fixed)
+    })
+}
+
+/// Any configuration of a client, with the default limits.
+pub fn client_config() -> impl Strategy<Value = ClientConfig> {
+    any::<[bool; 2]>().prop_map(|[no_zeroes, oldstyle]| {
+        ClientConfig::new()
+            .with_no_zeroes(no_zeroes)
+            .with_oldstyle(oldstyle)
+    })
+}
+
+/// Whatever can be wanted of an export of that name.
+pub fn wanted(export: Name) -> impl Strategy<Value = Wanted> {
+    let contexts = proptest::collection::vec(context_query(), 0..4);
+    (tls_wanted(), any::<[bool; 4]>(), contexts).prop_map(move |(tls, asks, contexts)| {
+        let [extended, structured, name, description] = asks;
+        Wanted::new(export.clone())
+            .with_tls(tls)
+            .with_extended_headers(extended)
+            .with_structured_replies(structured)
+            .with_name(name)
+            .with_description(description)
+            .with_contexts(contexts)
+    })
+}
+
+/// Any export of that name, with flags that may contradict each other.
+pub fn export(name: Name) -> impl Strategy<Value = Export> {
+    let flags = transmission_flags();
+    let text = self::name();
+    let about = (any::<u64>(), flags, block_sizes(), text, any::<bool>());
+    about.prop_map(move |(size, flags, sizes, description, tls)| {
+        Export::new(name.clone(), size, flags)
+            .with_block_sizes(sizes)
+            .with_description(description)
+            .with_tls_required(tls)
+    })
+}
+
+/// The meta contexts of an export; some need extended headers.
+pub fn contexts() -> impl Strategy<Value = Vec<Context>> {
+    let context = (context_name(), proptest::bool::weighted(0.2));
+    proptest::collection::vec(
+        context.prop_map(|(name, wide)| Context::new(name).with_wide(wide)),
+        0..6,
+    )
 }
 
 /// Hostile, in sync: an option whose header tells the true length of its body, but whose body may

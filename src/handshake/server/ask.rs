@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use super::{Export, Question, ServerHandshake, message};
+use super::{ContextsAsk, Export, Question, ServerHandshake, message};
 use crate::error::Refusal;
 use crate::session::ReplyStyle;
 use crate::wire::{InfoRequest, InfoType, Name, OptionCode, OptionReply};
 
-/// Either ask, for code that answers both in one place.
+/// Any ask, for code that answers all in one place.
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
@@ -16,6 +16,8 @@ pub enum Ask<'s> {
     List(ListAsk<'s>),
     /// The client wants to know about an export, or to use it.
     Export(ExportAsk<'s>),
+    /// The client wants to know the meta contexts of an export, or to select some.
+    Contexts(ContextsAsk<'s>),
 }
 
 /// The client wants the list of exports (`LIST`).
@@ -31,6 +33,12 @@ pub struct ListAsk<'s> {
 impl<'s> ListAsk<'s> {
     pub(super) const fn new(machine: &'s mut ServerHandshake, out: &'s mut Vec<u8>) -> Self {
         Self { machine, out }
+    }
+
+    /// Whether TLS runs; if not, exports that require it can be left out.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.machine.tls
     }
 
     /// Lists these exports, each a name and a description; an empty description is none.
@@ -114,7 +122,18 @@ impl<'s> ExportAsk<'s> {
         self.machine.reply_style
     }
 
+    /// Whether TLS runs.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.machine.tls
+    }
+
     /// Tells about the export, and if so asked enters transmission with it.
+    ///
+    /// An export that [requires TLS](Export::with_tls_required) is refused where there is none, and
+    /// one whose block sizes the client has to know
+    /// ([`ServerConfig::with_block_sizes_required`](super::ServerConfig::with_block_sizes_required))
+    /// if it did not ask for them.
     ///
     /// What is told after an `INFO` to an equal `GO` must be the same. If `export` has changed in
     /// between, the `GO` is refused with [`Refusal::Policy`], and the client may ask again: the
