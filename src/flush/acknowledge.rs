@@ -94,18 +94,17 @@ impl<T> Unsettled<T> {
         self.flushes.remove(&at)
     }
 
-    /// Removes what waits on a connection.
-    pub(super) fn take_waiting(&mut self, key: Key) -> Vec<T> {
+    /// Removes what waits on a connection: commands, and flushes.
+    pub(super) fn take_waiting(&mut self, key: Key) -> (Vec<T>, Vec<T>) {
         let (ours, others): (VecDeque<_>, _) = core::mem::take(&mut self.parked)
             .into_iter()
             .partition(|parked| parked.member == key);
         self.parked = others;
-        let mut waiting: Vec<T> = ours.into_iter().map(|parked| parked.tag).collect();
+        let commands = ours.into_iter().map(|parked| parked.tag).collect();
         let flushes = self.flushes.iter().filter(|(_, it)| it.member == key);
         let flushes: Vec<_> = flushes.map(|(&at, _)| at).collect();
         let flushes = flushes.iter().filter_map(|at| self.flushes.remove(at));
-        waiting.extend(flushes.map(|waiter| waiter.tag));
-        waiting
+        (commands, flushes.map(|waiter| waiter.tag).collect())
     }
 }
 
@@ -162,6 +161,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return Decision::Closed { tag };
         };
         state.pending += 1;
+        // It may go on waiting, for its handle, when nothing else is left to guard.
+        self.guards += 1;
         group.counters.overlap_waits += 1;
         group.unsettled.parked.push_back(Parked {
             member,
@@ -186,6 +187,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 }
                 continue;
             }
+            self.guards -= 1;
             if let Some(member) = self.members.get_mut(key) {
                 member.pending = member.pending.saturating_sub(1);
             }
@@ -310,5 +312,91 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     pub(super) fn go_on_without(&mut self, group: Key) {
         self.release_flushes(group, None);
         self.recheck_parked(group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::{Action, Conn};
+    use super::super::config::{Backend, Config, Mode};
+    use super::*;
+    use crate::wire::CommandType;
+
+    type Coordinator = FlushCoordinator<u8, u8, u8>;
+
+    fn open(config: Config) -> (Coordinator, [Conn; 2]) {
+        let mut coordinator = Coordinator::new(config);
+        let conns = [0, 1].map(|key| {
+            let conn = coordinator.connect(key, &0);
+            let backend = Backend::new().with_flush(true);
+            coordinator.opened(conn, backend).unwrap();
+            conn
+        });
+        (coordinator, conns)
+    }
+
+    fn write(coordinator: &mut Coordinator, conn: Conn, offset: u64) -> Op {
+        let command = Command::new(CommandType::WRITE, offset, 1);
+        match coordinator.command(conn, command, 0) {
+            Decision::Execute { op, .. } => op,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// While nothing is unsettled, no command is looked up among what is.
+    #[test]
+    fn nothing_guards_what_has_ended_or_is_gone() {
+        let config = Config::new().with_acknowledge(Acknowledge::OnReceipt);
+        let (mut coordinator, [a, b]) = open(config);
+        assert_eq!(coordinator.guards, 0);
+        let first = write(&mut coordinator, a, 0);
+        let second = write(&mut coordinator, a, 1);
+        let lost = write(&mut coordinator, b, 2);
+        assert_eq!(coordinator.guards, 3);
+        let _ = coordinator.complete(first, 0, Ok(()));
+        let _ = coordinator.complete(second, 0, Ok(()));
+        assert_eq!(coordinator.guards, 1);
+        coordinator.lost(b);
+        assert_eq!(coordinator.guards, 0);
+        let _ = coordinator.complete(lost, 0, Ok(()));
+        assert_eq!(coordinator.guards, 0);
+    }
+
+    /// An action to execute that is not taken any more has acknowledged nothing.
+    #[test]
+    fn nothing_guards_what_is_never_begun() {
+        let config = Config::new().with_acknowledge(Acknowledge::OnReceipt);
+        let (mut coordinator, [a, b]) = open(config);
+        let earlier = write(&mut coordinator, a, 0);
+        let command = Command::new(CommandType::WRITE, 0, 1);
+        let waits = coordinator.command(b, command, 0);
+        assert!(matches!(waits, Decision::Wait));
+        // Once the first has ended and is written out, the second is an action that nobody takes.
+        let _ = coordinator.complete(earlier, 0, Ok(()));
+        let Some(Action::Flush { flush, .. }) = coordinator.poll() else {
+            panic!("the first has to be written out");
+        };
+        coordinator.flushed(flush, Ok(()));
+        assert_eq!(coordinator.guards, 1);
+        coordinator.revoke(b);
+        assert_eq!(coordinator.guards, 0);
+    }
+
+    #[test]
+    fn a_fence_guards_until_its_connection_is_settled() {
+        let config = Config::new().with_mode(Mode::Disable);
+        let (mut coordinator, [a, _]) = open(config);
+        let op = write(&mut coordinator, a, 0);
+        coordinator.revoke(a);
+        coordinator.revoke(a);
+        assert_eq!(coordinator.guards, 1);
+        let _ = coordinator.complete(op, 0, Ok(()));
+        while let Some(action) = coordinator.poll() {
+            if let Action::Flush { flush, .. } = action {
+                assert_eq!(coordinator.guards, 1);
+                coordinator.flushed(flush, Ok(()));
+            }
+        }
+        assert_eq!(coordinator.guards, 0);
     }
 }

@@ -58,7 +58,8 @@ pub struct FlushCoordinator<C, E, T> {
     pub(super) forgotten: Counters,
     /// Handles that may be free for what waits for them.
     pub(super) turns: VecDeque<Key>,
-    /// How many modifications and revoked connections others must not overtake, in all groups.
+    /// How many modifications, revoked connections, and commands that wait for these, others must
+    /// not overtake, in all groups.
     pub(super) guards: usize,
 }
 

@@ -118,7 +118,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 // Nobody is left who waits for what was lost, and later flushes need not.
                 group.waiting_failed = None;
             }
-            waiting.extend(group.unsettled.take_waiting(key));
+            let (commands, flushes) = group.unsettled.take_waiting(key);
+            self.guards -= commands.len();
+            waiting.extend(commands.into_iter().chain(flushes));
         }
         let fuas = self.fuas.iter().filter(|(_, wait)| wait.member == key);
         for wait in fuas.map(|(wait, _)| wait).collect::<Vec<_>>() {

@@ -2,7 +2,7 @@
 
 use nbd_proto::flush::{
     Acknowledge, Action, AfterFailure, Backend, Command, Config, Decision, FlushCoordinator, Mode,
-    OpenError, TrackDirty,
+    OpenError, ThreadModel, TrackDirty,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -395,6 +395,27 @@ mod on_receipt {
                 assert_eq!(world.reply(again), if retry { OK } else { told });
             }
         }
+    }
+
+    #[test]
+    fn what_waits_for_an_acknowledged_write_and_then_for_its_handle_keeps_its_place() {
+        let config = on_receipt().with_thread_model(ThreadModel::SerializeRequests);
+        let mut world = world(config, caching());
+        let write = world.write(1, 0, 1);
+        let read = world.read(0, 0, 1);
+        let beside = world.read(0, 5, 1);
+        world.finish(world.executing(write), Ok(()));
+        world.poll();
+        // The write has ended, but the handle is busy.
+        assert_eq!(world.executing.len(), 1);
+        let later = world.write(1, 0, 1);
+        assert_eq!(world.reply(later), None, "it would overtake the read");
+        world.finish(world.executing(beside), Ok(()));
+        world.poll();
+        world.finish(world.executing(read), Ok(()));
+        world.settle();
+        assert_eq!([read, later].map(|id| world.reply(id)), [OK; 2]);
+        assert_eq!(world.coordinator.counters().overlap_waits, 2);
     }
 
     #[test]
