@@ -11,6 +11,7 @@ use nbd_proto::wire::{
 };
 
 const C: Cookie = Cookie(5);
+const SIZE: u64 = 1 << 40;
 const DONE: ReplyFlags = ReplyFlags::DONE;
 const MORE: ReplyFlags = ReplyFlags::empty();
 
@@ -19,7 +20,7 @@ fn session(style: ReplyStyle) -> Session {
         id,
         name: Name::new(name).unwrap(),
     });
-    let session = Session::new(Name::default(), 1 << 20, TransmissionFlags::HAS_FLAGS)
+    let session = Session::new(Name::default(), SIZE, TransmissionFlags::HAS_FLAGS)
         .with_reply_style(style)
         .with_block_sizes(BlockSizes::new(1, 512, 8192).unwrap());
     match style {
@@ -170,7 +171,8 @@ fn a_simple_read_is_data_right_after_the_header() {
         Ok(Some(ReplyEvent::Data {
             cookie,
             offset,
-            bytes
+            bytes,
+            left: 0
         }))
     );
     let result = Ok(());

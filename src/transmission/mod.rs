@@ -36,7 +36,7 @@
 //!
 //! // The client takes the data and the news that this was all.
 //! let mut input = &wire[..];
-//! let data = ReplyEvent::Data { cookie: Cookie(1), offset: 512, bytes: b"data" };
+//! let data = ReplyEvent::Data { cookie: Cookie(1), offset: 512, bytes: b"data", left: 0 };
 //! assert_eq!(replies.next(&mut input)?, Some(data));
 //! let end = ReplyEvent::Finished { cookie: Cookie(1), result: Ok(()) };
 //! assert_eq!(replies.next(&mut input)?, Some(end));
@@ -47,17 +47,21 @@
 
 mod answer;
 mod check;
+mod chunks;
 pub mod client;
 mod coverage;
 mod head;
 mod in_flight;
 pub mod server;
+mod status;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Chunks, IllegalReply, ReplyEncoder};
+pub use answer::{IllegalReply, ReplyEncoder};
 pub use check::{Refusal, UnadvertisedCache};
-pub use client::{ReplyDecoder, ReplyEvent, RequestEncoder, Unsendable};
+pub use chunks::Chunks;
+pub use client::{ReadBuffer, ReplyDecoder, ReplyEvent, RequestEncoder, Unsendable, WrongBuffer};
 pub use head::Head;
 pub use in_flight::Unexpectable;
 pub use server::{RequestDecoder, RequestEvent};
+pub use status::StatusReply;

@@ -432,6 +432,7 @@ fn see(event: ReplyEvent<'_>, events: &mut Vec<SeenReply>) {
             cookie,
             offset,
             bytes,
+            ..
         } => {
             if let Some(SeenReply::Data(same, start, earlier)) = events.last_mut()
                 && *same == cookie
@@ -451,6 +452,7 @@ fn see(event: ReplyEvent<'_>, events: &mut Vec<SeenReply>) {
             cookie,
             context,
             extents,
+            ..
         } => {
             if let Some(SeenReply::Status(same, id, earlier)) = events.last_mut()
                 && (*same, *id) == (cookie, context)
