@@ -543,8 +543,8 @@ fn a_payload_that_is_none_of_the_protocol_is_einval_and_the_session_lives() {
         &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3],
     ];
     for payload in payloads {
-        let request = Request::block_status(C, 0, payload.len() as u64)
-            .with_flags(CommandFlags::PAYLOAD_LEN);
+        let request =
+            Request::block_status(C, 0, payload.len() as u64).with_flags(CommandFlags::PAYLOAD_LEN);
         let mut wire = request.to_extended().to_vec();
         wire.extend(payload);
         wire.extend(&good);
@@ -581,8 +581,8 @@ fn a_client_does_not_wait_for_contexts_that_cannot_come() {
     let mut expect = |ids: &[u32]| {
         payload.clear();
         StatusQuery::encode(512, ids, &mut payload);
-        let request = Request::block_status(C, 0, payload.len() as u64)
-            .with_flags(CommandFlags::PAYLOAD_LEN);
+        let request =
+            Request::block_status(C, 0, payload.len() as u64).with_flags(CommandFlags::PAYLOAD_LEN);
         let query = StatusQuery::parse(&payload).unwrap();
         ReplyDecoder::new(&session, &Limits::new(), 1).expect_status(&request, &query)
     };
