@@ -90,7 +90,8 @@ fn complaints(s: &Session, r: &Request, cache_allowed: bool) -> Vec<(u8, u32)> {
         return wrong;
     }
     if number == 7 && r.flags.bits() & 32 != 0 {
-        if r.length != 8 && r.length != 12 {
+        // For one context: 8 + 1 * 4 bytes.
+        if r.length != 12 {
             wrong.push((4, einval));
         }
         return wrong;

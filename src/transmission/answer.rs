@@ -38,12 +38,6 @@ pub enum IllegalReply {
         /// The id of the context.
         id: u32,
     },
-    /// The end of a reply that lacks the status of a context.
-    #[error("end of a reply that lacks the status of context {id}")]
-    MissingContext {
-        /// The id of the context.
-        id: u32,
-    },
     /// A status without extents.
     #[error("status without extents")]
     NoExtents,

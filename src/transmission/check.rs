@@ -30,7 +30,7 @@ pub enum Refusal {
     /// A block status request without length, to which there is no successful answer.
     #[error("block status of nothing")]
     EmptyStatus,
-    /// A block status payload of impossible size, with unknown or repeated contexts.
+    /// A block status payload of impossible size, with no, unknown or repeated contexts.
     #[error("bad block status payload")]
     BadStatusPayload,
     /// A write with more payload than was agreed on.
@@ -116,7 +116,7 @@ impl Session {
     /// | `FLUSH`, `TRIM`, `WRITE_ZEROES`, `CACHE`, not advertised | `EINVAL` | "Transmission flags" |
     /// | `BLOCK_STATUS` without contexts, or with simple replies | `EINVAL` | "Metadata querying" |
     /// | `FLUSH` with an offset or a length | `EINVAL` | `NBD_CMD_FLUSH` |
-    /// | `BLOCK_STATUS` with a payload that is not 8 + n * 4 bytes, n at most the number of contexts | `EINVAL`, payload drained | `NBD_CMD_BLOCK_STATUS` |
+    /// | `BLOCK_STATUS` with a payload that is not 8 + n * 4 bytes, n from 1 to the number of contexts | `EINVAL`, payload drained | `NBD_CMD_BLOCK_STATUS` |
     /// | in it: an unknown context, one named twice, a range as below | `EINVAL` ([`check_status`](Self::check_status)) | `NBD_CMD_BLOCK_STATUS` |
     /// | `BLOCK_STATUS` of nothing | `EINVAL` | `NBD_CMD_BLOCK_STATUS` ("unspecified") |
     /// | another command without length | `Ok`, nothing to do | "Request types" ("unspecified") |
@@ -214,6 +214,10 @@ impl Session {
     pub fn check_status(&self, request: &Request, query: &StatusQuery<'_>) -> Result<(), Refusal> {
         if query.effect_length() == 0 {
             return Err(Refusal::EmptyStatus);
+        }
+        // "the server MUST return at least one status descriptor": not possible for no context.
+        if query.ids().len() == 0 {
+            return Err(Refusal::BadStatusPayload);
         }
         // "detects duplicate or unknown metacontext ids": quadratic, but there are no more ids
         // than contexts, else one is repeated or unknown.
@@ -338,10 +342,11 @@ impl Session {
         }
     }
 
-    /// "The payload form MUST occupy 8 + n*4 bytes", and no context can be named twice.
+    /// "The payload form MUST occupy 8 + n*4 bytes", and no context can be named twice. One is
+    /// named at least; for qemu, too.
     fn check_status_payload_size(&self, request: &Request) -> Result<(), Refusal> {
         let contexts = u32::try_from(self.contexts().len()).unwrap_or(u32::MAX);
-        let fits = request.length >= StatusQuery::len_for(0)
+        let fits = request.length >= StatusQuery::len_for(1)
             && request.length <= StatusQuery::len_for(contexts)
             && request.length.is_multiple_of(4);
         if fits {

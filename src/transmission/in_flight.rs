@@ -29,8 +29,9 @@ pub enum Unexpectable {
     /// A block status request whose payload says what it is about.
     #[error("what a block status request with payload asks for is in its payload")]
     NeedsQuery,
-    /// A block status payload that asks for contexts that were not selected, or for one twice.
-    #[error("contexts that were not selected, or one twice")]
+    /// A block status payload that asks for contexts that were not selected, for one twice, or for
+    /// none.
+    #[error("no contexts, or some that were not selected, or one twice")]
     BadContexts,
     /// A range that reaches beyond 2^64.
     #[error("range reaches beyond 2^64")]

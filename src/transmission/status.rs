@@ -3,7 +3,6 @@
 use alloc::vec::Vec;
 
 use super::answer::{IllegalReply, ReplyEncoder};
-use super::head::Head;
 use crate::session::{ReplyStyle, Session};
 use crate::wire::{
     ChunkType, CommandFlags, CommandType, Errno, Extent, ReplyFlags, Request, StatusChunk,
@@ -160,21 +159,6 @@ impl<'s> StatusReply<'s> {
             self.ended = last;
         }
         covered
-    }
-
-    /// Ends a reply to a query for no context at all, to which success is the answer.
-    ///
-    /// # Errors
-    ///
-    /// If a context is owed, or the reply has ended.
-    pub fn done(&mut self) -> Result<Head, IllegalReply> {
-        self.check_open()?;
-        if let Some(&id) = self.owed.first() {
-            return Err(IllegalReply::MissingContext { id });
-        }
-        self.ended = true;
-        let kind = ChunkType::NONE;
-        Ok(self.encoder.chunk(&self.request, kind, ReplyFlags::DONE, 0))
     }
 
     /// Appends an error, which ends the reply: the status of the contexts that are still owed will

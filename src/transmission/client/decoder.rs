@@ -76,6 +76,20 @@ pub enum ReplyEvent<'b> {
     },
 }
 
+impl ReplyEvent<'_> {
+    /// The request that the event is about.
+    #[must_use]
+    pub const fn cookie(&self) -> Cookie {
+        match *self {
+            Self::Data { cookie, .. }
+            | Self::Hole { cookie, .. }
+            | Self::Status { cookie, .. }
+            | Self::Error { cookie, .. }
+            | Self::Finished { cookie, .. } => cookie,
+        }
+    }
+}
+
 /// Data that comes next in the stream: where it belongs, and how much of it is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
@@ -230,7 +244,8 @@ impl ReplyDecoder {
         let ids = query.ids();
         let known = |id| self.contexts.contains(&id);
         let is_repeated = |(at, id)| query.ids().take(at).any(|earlier| earlier == id);
-        if ids.len() > self.contexts.len()
+        if ids.len() == 0
+            || ids.len() > self.contexts.len()
             || !ids.clone().all(known)
             || ids.clone().enumerate().any(is_repeated)
         {
