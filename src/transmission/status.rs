@@ -357,7 +357,7 @@ impl<'o> Writer<'o> {
             },
             Some(pending) => {
                 self.write(pending)?;
-                if !self.has_room() {
+                if self.count >= self.most {
                     self.pending = None;
                     return Ok(false);
                 }
@@ -369,10 +369,6 @@ impl<'o> Writer<'o> {
         // "the sum of the length fields of the first N-1 extents MUST be less than the requested
         // length": once the request is covered, nothing may follow.
         Ok(self.covered.saturating_add(pending.length) < self.wanted)
-    }
-
-    const fn has_room(&self) -> bool {
-        self.count < self.most && self.covered < self.wanted
     }
 
     fn write(&mut self, extent: Extent) -> Result<(), IllegalReply> {
