@@ -337,6 +337,11 @@ fn a_length_beyond_32_bits_is_cut_to_a_block_where_there_are_32_bits() {
     ];
     let expected = vec![extent(512, 0), extent((1 << 32) - 512, 1)];
     assert_eq!(one(&narrow, &long, &extents), Ok(expected));
+    // Nor is it if the request is longer than any that such a session can have.
+    let longer = Request::block_status(C, 0, 1 << 36);
+    let extents = [extent(1 << 35, 1), extent(1 << 35, 2)];
+    let expected = vec![extent((1 << 32) - 512, 1)];
+    assert_eq!(one(&narrow, &longer, &extents), Ok(expected));
     let wide = session(ReplyStyle::Extended, 512, 1 << 40);
     let request = Request::block_status(C, 0, 1 << 36);
     let expected = vec![extent(1 << 35, 1), extent(1 << 35, 2)];
