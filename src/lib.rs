@@ -8,8 +8,8 @@
 //!
 //! | you write | handshake | transmission | and then |
 //! |---|---|---|---|
-//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`] | [`FlushCoordinator`] |
-//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`] | |
+//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`], [`StatusReply`] | [`FlushCoordinator`] |
+//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //!
 //! [`ServerHandshake`]: handshake::ServerHandshake
@@ -17,8 +17,10 @@
 //! [`RequestDecoder`]: transmission::RequestDecoder
 //! [`Session::check`]: session::Session::check
 //! [`ReplyEncoder`]: transmission::ReplyEncoder
+//! [`StatusReply`]: transmission::StatusReply
 //! [`RequestEncoder`]: transmission::RequestEncoder
 //! [`ReplyDecoder`]: transmission::ReplyDecoder
+//! [`ReadBuffer`]: transmission::ReadBuffer
 //! [`FlushCoordinator`]: flush::FlushCoordinator
 //!
 //! # The phases

@@ -59,6 +59,9 @@ pub enum IllegalReply {
     /// A second content chunk for a read that must not be fragmented.
     #[error("second content chunk for a read that must not be fragmented")]
     Fragmented,
+    /// Content together with `EOVERFLOW` for a read that must not be fragmented.
+    #[error("content and EOVERFLOW for a read that must not be fragmented")]
+    Overflow,
     /// An error without an offset together with another error.
     #[error("error without offset is not the only error")]
     MixedErrors,

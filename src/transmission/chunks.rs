@@ -44,6 +44,7 @@ pub struct Chunks {
     coverage: Coverage,
     content: bool,
     errors: Errors,
+    overflowed: bool,
     ended: bool,
 }
 
@@ -56,6 +57,7 @@ impl Chunks {
             coverage: Coverage::new(request.offset, end),
             content: false,
             errors: Errors::None,
+            overflowed: false,
             ended: false,
         }
     }
@@ -108,7 +110,9 @@ impl Chunks {
     }
 
     /// Appends an error at an offset within the range of the request. Content that covers the
-    /// offset can only come before.
+    /// offset can only come before. Of several errors in one chunk of content, the first in the
+    /// export is enough: what is behind it in the chunk is not valid anyway, and the protocol
+    /// advises against more.
     ///
     /// # Errors
     ///
@@ -127,7 +131,9 @@ impl Chunks {
         if self.coverage.has_error(offset) {
             return Err(IllegalReply::Overlap);
         }
+        self.check_overflow(errno)?;
         self.coverage.error(offset)?;
+        self.overflowed |= errno == Errno::EOVERFLOW;
         self.errors = Errors::AtOffsets;
         let flags = ReplyFlags::empty();
         self.encoder
@@ -150,6 +156,8 @@ impl Chunks {
         if self.errors != Errors::None {
             return Err(IllegalReply::MixedErrors);
         }
+        self.check_overflow(errno)?;
+        self.overflowed |= errno == Errno::EOVERFLOW;
         self.errors = Errors::General;
         let flags = ReplyFlags::empty();
         self.encoder
@@ -186,6 +194,18 @@ impl Chunks {
         }
     }
 
+    /// proto.md, under `NBD_CMD_READ`: "A server MAY reject a client's request with the error
+    /// NBD_EOVERFLOW if the length is too large to send without fragmentation, in which case it
+    /// MUST NOT send a content chunk".
+    fn check_overflow(&self, errno: Errno) -> Result<(), IllegalReply> {
+        let whole = self.request.flags.contains(CommandFlags::DF);
+        if whole && self.content && errno == Errno::EOVERFLOW {
+            Err(IllegalReply::Overflow)
+        } else {
+            Ok(())
+        }
+    }
+
     fn data_head(&self, offset: u64, length: u32, flags: ReplyFlags) -> Result<Head, IllegalReply> {
         // proto.md "Structured reply types": no variable-length portion above the maximum payload.
         if length > self.encoder.max_payload {
@@ -216,8 +236,13 @@ impl Chunks {
 
     fn cover(&mut self, offset: u64, length: u32) -> Result<(), IllegalReply> {
         self.check_open()?;
-        if self.content && self.request.flags.contains(CommandFlags::DF) {
-            return Err(IllegalReply::Fragmented);
+        if self.request.flags.contains(CommandFlags::DF) {
+            if self.overflowed {
+                return Err(IllegalReply::Overflow);
+            }
+            if self.content {
+                return Err(IllegalReply::Fragmented);
+            }
         }
         self.coverage.content(offset, length.into())?;
         self.content = true;

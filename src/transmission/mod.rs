@@ -1,9 +1,10 @@
 //! Commands and replies, both sides.
 //!
 //! A server takes requests from a [`RequestDecoder`], asks [`Session::check`] what to do with
-//! each, and answers with heads from a [`ReplyEncoder`]. A client makes requests with a
-//! [`RequestEncoder`] and takes replies from a [`ReplyDecoder`], which knows what is in flight
-//! and believes nothing that it did not check.
+//! each, and answers with heads from a [`ReplyEncoder`]: in one piece, in [`Chunks`], or with the
+//! extents of a [`StatusReply`]. A client makes requests with a [`RequestEncoder`] and takes
+//! replies from a [`ReplyDecoder`], which knows what is in flight and believes nothing that it did
+//! not check; a [`ReadBuffer`] puts the data of a read together.
 //!
 //! Payload is never copied and never kept: decoders lend it from the caller's input, or let the
 //! caller read it straight to where it belongs; encoders return small [`Head`]s for vectored
