@@ -1,5 +1,6 @@
 //! Reads put together from chunks in any order, and what is good of a read that failed.
 
+use std::iter::once;
 use std::ops::Range;
 
 use nbd_proto::limits::Limits;
@@ -114,7 +115,7 @@ fn after_errors_with_offsets_a_chunk_is_good_up_to_the_first_in_it() {
         error(Some(7)),
         end.clone(),
     ]);
-    assert_eq!(parts, [0..2]);
+    assert!(parts.into_iter().eq(once(0..2)));
     let (parts, _) = good(&[error(Some(7)), data(0, b"ab", 0), error(Some(0)), end]);
     assert_eq!(parts, []);
 }
@@ -128,7 +129,7 @@ fn a_chunk_in_pieces_is_one_chunk() {
         error(Some(3)),
         finished(Err(Errno::EIO)),
     ]);
-    assert_eq!(parts, [0..3]);
+    assert!(parts.into_iter().eq(once(0..3)));
 }
 
 #[test]

@@ -569,6 +569,39 @@ fn a_payload_that_is_none_of_the_protocol_is_einval_and_the_session_lives() {
 }
 
 #[test]
+fn a_query_that_has_to_be_refused_gets_no_status() {
+    let session = extended();
+    let begin = |offset, effect_length, ids: &[u32], flags| {
+        let mut payload = vec![];
+        StatusQuery::encode(effect_length, ids, &mut payload);
+        let request = Request::block_status(C, offset, payload.len() as u64).with_flags(flags);
+        let query = StatusQuery::parse(&payload).unwrap();
+        StatusReply::for_query(&session, &request, &query).err()
+    };
+    let flag = CommandFlags::PAYLOAD_LEN;
+    assert_eq!(begin(0, 512, &[OTHER], flag), None);
+    for (offset, effect_length, ids, why) in [
+        (0, 512, &[][..], Refusal::BadStatusPayload),
+        (0, 512, &[4], Refusal::BadStatusPayload),
+        (0, 512, &[OTHER, OTHER], Refusal::BadStatusPayload),
+        (0, 0, &[OTHER], Refusal::EmptyStatus),
+        (512, 1 << 40, &[OTHER], Refusal::PastEnd),
+        (512, u64::MAX, &[OTHER], Refusal::PastEnd),
+        (1, 512, &[OTHER], Refusal::Unaligned),
+        (0, 513, &[OTHER], Refusal::Unaligned),
+    ] {
+        let expected = Some(IllegalReply::ToBeRefused(why));
+        assert_eq!(begin(offset, effect_length, ids, flag), expected);
+    }
+    // The flag says whether there is a payload at all.
+    let without = begin(0, 512, &[OTHER], CommandFlags::empty());
+    assert_eq!(without, Some(IllegalReply::NotAStatus));
+    let (request, _) = query(&session, &[OTHER]);
+    let begun = StatusReply::new(&session, &request).err();
+    assert_eq!(begun, Some(IllegalReply::NotAStatus));
+}
+
+#[test]
 fn a_client_does_not_wait_for_contexts_that_cannot_come() {
     let session = extended();
     let mut payload = vec![];

@@ -189,8 +189,9 @@ impl Session {
         }
     }
 
-    /// Decodes and checks the payload of a block status request, once it has arrived; the request
-    /// itself was checked before.
+    /// Decodes and checks the payload of a block status request, once it has arrived. The request
+    /// itself was checked before, and with it the length of its payload: there are at most 4 bytes
+    /// for each context of the session, and 8 more. So it may be collected as it comes.
     ///
     /// # Errors
     ///
