@@ -12,7 +12,8 @@ use std::path::Path;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BlockSizes, MetaContext, ReplyStyle, Session};
 use nbd_proto::transmission::{
-    Refusal, ReplyDecoder, ReplyEncoder, ReplyEvent, RequestDecoder, RequestEvent, StatusReply,
+    Refusal, ReplyDecoder, ReplyEncoder, ReplyEvent, RequestDecoder, RequestEncoder, RequestEvent,
+    StatusReply,
 };
 use nbd_proto::wire::{
     CommandFlags, CommandType, Cookie, Errno, Extent, Name, Request, StatusQuery, TransmissionFlags,
@@ -174,13 +175,48 @@ struct Asked {
 }
 
 impl Asked {
+    /// Our client would send the same bytes, if it would send the request at all.
+    fn check_encoder(&self, session: &Session) {
+        let encoder = RequestEncoder::new(session);
+        let (request, flag) = (self.request, CommandFlags::PAYLOAD_LEN);
+        let extended = session.reply_style() == ReplyStyle::Extended;
+        if self.refused.is_some() || request.length == 0 && request.kind != CommandType::FLUSH {
+            assert!(
+                self.refused.is_none()
+                    || encoder.encode(&request).is_err()
+                    || self.is_query(session)
+            );
+            return;
+        }
+        let mut expected = encode(&request, extended);
+        if self.is_query(session) {
+            expected.extend(&self.query);
+            let query = StatusQuery::parse(&self.query).unwrap();
+            let ids: Vec<u32> = query.ids().collect();
+            let range = request.offset..request.offset + query.effect_length();
+            let (cookie, flags) = (request.cookie, request.flags - flag);
+            let mut sent = vec![];
+            let again = encoder.status_query(cookie, flags, range, &ids, &mut sent);
+            assert_eq!((again, sent), (Ok(request), expected));
+            return;
+        }
+        if extended && request.kind == CommandType::WRITE {
+            // qemu leaves it out.
+            expected = encode(&request.with_flags(flag), extended);
+        }
+        assert_eq!(encoder.encode(&request).unwrap().as_ref(), expected);
+    }
+
+    fn is_query(&self, session: &Session) -> bool {
+        session.reply_style() == ReplyStyle::Extended
+            && self.request.kind == CommandType::BLOCK_STATUS
+            && self.request.flags.contains(CommandFlags::PAYLOAD_LEN)
+    }
+
     /// Waits for the answer. A query that has to be refused is waited for as if it was none: only
     /// an error can come.
     fn expect(&self, session: &Session, replies: &mut ReplyDecoder) {
-        let is_query = session.reply_style() == ReplyStyle::Extended
-            && self.request.kind == CommandType::BLOCK_STATUS
-            && self.request.flags.contains(CommandFlags::PAYLOAD_LEN);
-        if is_query && self.refused.is_none() {
+        if self.is_query(session) && self.refused.is_none() {
             let query = StatusQuery::parse(&self.query).unwrap();
             replies.expect_status(&self.request, &query).unwrap();
             return;
@@ -372,13 +408,13 @@ fn replay(name: &str, session: &Session, runs: &[(Side, Vec<u8>)], from: [usize;
                     let Some(mut asked) = arriving.take() else {
                         continue;
                     };
-                    let (request, flag) = (asked.request, CommandFlags::PAYLOAD_LEN);
-                    let is_query = request.kind == CommandType::BLOCK_STATUS;
-                    if asked.refused.is_none() && is_query && request.flags.contains(flag) {
+                    let request = asked.request;
+                    if asked.refused.is_none() && asked.is_query(session) {
                         count.queries += 1;
                         let checked = session.check_status_payload(&request, &asked.query);
                         asked.refused = checked.err().map(Refusal::errno);
                     }
+                    asked.check_encoder(session);
                     asked.expect(session, &mut replies);
                     assert!(in_flight.insert(request.cookie, asked).is_none());
                 }
