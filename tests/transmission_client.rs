@@ -784,6 +784,40 @@ fn extents_have_a_length_and_begin_within_the_request() {
 }
 
 #[test]
+fn extents_larger_than_the_maximum_payload_end_the_session_at_the_header() {
+    // The maximum payload is 8192 bytes; what goes before the extents does not count.
+    let request = Request::block_status(C, 0, 1 << 20);
+    for (style, kind, head, width) in [
+        (ReplyStyle::Structured, ChunkType::BLOCK_STATUS, 4, 8),
+        (ReplyStyle::Extended, ChunkType::BLOCK_STATUS_EXT, 8, 16),
+    ] {
+        for (extents, fits) in [(8192, true), (8192 + width, false)] {
+            let length = head + extents;
+            let header = Chunk {
+                flags: DONE,
+                kind,
+                cookie: C,
+                length,
+            };
+            let wire = match style {
+                ReplyStyle::Extended => header.to_extended(0).to_vec(),
+                _ => header.to_structured().unwrap().to_vec(),
+            };
+            if fits {
+                let (_, end) = run(decoder(style, &[request]), &wire);
+                assert_eq!(end, Err(Fatal::Eof { in_flight: 1 }));
+            } else {
+                let limit = 8192 + head;
+                assert_eq!(
+                    broken(style, request, &wire),
+                    Violation::ChunkTooLarge { length, limit }
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn extended_block_status_may_be_asked_for_some_contexts() {
     let mut payload = vec![];
     StatusQuery::encode(1 << 33, &[2], &mut payload);
