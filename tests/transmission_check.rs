@@ -412,6 +412,11 @@ fn the_payload_of_block_status_names_selected_contexts_once() {
     assert_eq!(check(512, 0, &[3]), Err(Refusal::EmptyStatus));
     assert_eq!(check(512, SIZE, &[3]), Err(Refusal::PastEnd));
     assert_eq!(check(512, 100, &[3]), Err(Refusal::Unaligned));
+    assert_eq!(check(512, 512, &[]), Err(Refusal::BadStatusPayload));
+    // Also where nobody looked at the length of the payload.
+    let request = Request::block_status(C, 512, 8).with_flags(CommandFlags::PAYLOAD_LEN);
+    let nothing = session.check_status_payload(&request, &[0, 0, 0, 0, 0, 0, 2, 0]);
+    assert_eq!(nothing.err(), Some(Refusal::BadStatusPayload));
 }
 
 #[test]
