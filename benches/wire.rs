@@ -4,11 +4,12 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nbd_proto::limits::Limits;
-use nbd_proto::session::{ReplyStyle, Session};
+use nbd_proto::session::{MetaContext, ReplyStyle, Session};
 use nbd_proto::transmission::{
     ReplyDecoder, ReplyEncoder, ReplyEvent, RequestDecoder, RequestEncoder, RequestEvent,
+    StatusReply,
 };
-use nbd_proto::wire::{Cookie, Name, Request, TransmissionFlags};
+use nbd_proto::wire::{Cookie, Extent, Name, Request, TransmissionFlags};
 
 const COUNT: usize = 1024;
 
@@ -167,5 +168,65 @@ fn read_stream(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, headers, reply_heads, write_stream, read_stream);
+/// Block status of as many extents as requests elsewhere, against copying the descriptors.
+fn block_status(c: &mut Criterion) {
+    let request = Request::block_status(Cookie(1), 0, COUNT as u64 * 4096);
+    let extents = (0..COUNT as u64).map(|at| Extent {
+        length: 4096,
+        flags: at % 2,
+    });
+    let mut group = c.benchmark_group("block status");
+    group.throughput(Throughput::Elements(COUNT as u64));
+    for style in [ReplyStyle::Structured, ReplyStyle::Extended] {
+        let name = Name::new("base:allocation").expect("a name");
+        let session = session(style).with_contexts(vec![MetaContext { id: 1, name }]);
+        let encode = |out: &mut Vec<u8>| {
+            let mut reply = StatusReply::new(&session, &request).expect("legal");
+            reply.context(1, extents.clone(), out).expect("legal");
+        };
+        let mut wire = Vec::new();
+        encode(&mut wire);
+        let mut out = Vec::with_capacity(wire.len());
+        group.bench_function(format!("copy, {style:?}"), |b| {
+            b.iter(|| {
+                out.clear();
+                let width = wire.len() / COUNT;
+                for descriptor in black_box(&wire).chunks_exact(width) {
+                    out.extend_from_slice(descriptor);
+                }
+                black_box(&out);
+            });
+        });
+        group.bench_function(format!("encode, {style:?}"), |b| {
+            b.iter(|| {
+                out.clear();
+                encode(&mut out);
+                black_box(&out);
+            });
+        });
+        group.bench_function(format!("decode, {style:?}"), |b| {
+            let mut decoder = ReplyDecoder::new(&session, &Limits::new(), 1);
+            b.iter(|| {
+                decoder.expect(&request).expect("room in flight");
+                let (mut input, mut sum) = (black_box(&wire[..]), 0);
+                while let Ok(Some(event)) = decoder.next(&mut input) {
+                    if let ReplyEvent::Status { extents, .. } = event {
+                        sum += extents.map(|extent| extent.length).sum::<u64>();
+                    }
+                }
+                assert_eq!(sum, request.length);
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(
+    benches,
+    headers,
+    reply_heads,
+    write_stream,
+    read_stream,
+    block_status
+);
 criterion_main!(benches);

@@ -50,12 +50,17 @@
 //! | modification of a read-only export | `EPERM` | payload drained |
 //! | payload above our maximum, up to 32 MiB ("Size constraints": no denial of service) | `EINVAL` | payload drained |
 //! | payload above [`Limits::max_drain`] | none | hang up |
+//! | block status for no context, an unknown one, or one named twice | `EINVAL` | payload drained |
+//! | shutting down ("Terminating the transmission phase") | `ESHUTDOWN` | until the client disconnects |
+//!
+//! Every cell is in the documentation of [`Session::check`](crate::session::Session::check).
 //!
 //! Transmission, seen by the client:
 //!
 //! | condition | answer | then |
 //! |---|---|---|
-//! | reply to a cookie that is not in flight, unknown chunk that is no error, chunk out of range, overlapping or missing data | none | hang up |
+//! | reply to a cookie that is not in flight, unknown chunk that is no error, chunk out of range, overlapping or missing data, extents against the rules | none | hang up |
+//! | unknown or unexpected error chunk, error that is unknown ("Structured reply types", "Error values") | none | the request failed; go on |
 //! | `ESHUTDOWN` | `DISC` | the session is over |
 //!
 //! Section names in quotes are those of the protocol text.

@@ -8,8 +8,8 @@
 //!
 //! | you write | handshake | transmission | and then |
 //! |---|---|---|---|
-//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`] | [`FlushCoordinator`] |
-//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`] | |
+//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`], [`StatusReply`] | [`FlushCoordinator`] |
+//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | |
 //! | a tool that shows what a server has | [`Inspector`], or `io::inspect` | | [`Announcement::lints`] |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //!
@@ -20,8 +20,10 @@
 //! [`RequestDecoder`]: transmission::RequestDecoder
 //! [`Session::check`]: session::Session::check
 //! [`ReplyEncoder`]: transmission::ReplyEncoder
+//! [`StatusReply`]: transmission::StatusReply
 //! [`RequestEncoder`]: transmission::RequestEncoder
 //! [`ReplyDecoder`]: transmission::ReplyDecoder
+//! [`ReadBuffer`]: transmission::ReadBuffer
 //! [`FlushCoordinator`]: flush::FlushCoordinator
 //!
 //! # The phases

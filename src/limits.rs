@@ -4,6 +4,12 @@
 //! anything is allocated, copied or waited for. The defaults serve every client and server that
 //! is known to exist; each has the reason for its number beside it.
 //!
+//! Two limits are the protocol's own and cannot be changed: strings, and with them error messages,
+//! have at most 4096 bytes (proto.md "Values", [`MAX_ERROR_MESSAGE`]), and a server sends at most
+//! 2^20 extents in one chunk ([`DEFAULT_MAX_EXTENTS`]).
+//!
+//! [`MAX_ERROR_MESSAGE`]: crate::wire::MAX_ERROR_MESSAGE
+//!
 //! ```
 //! use nbd_proto::limits::Limits;
 //!
@@ -18,6 +24,10 @@ pub const DEFAULT_MAX_PAYLOAD: u32 = 1 << 25;
 /// The longest string that the protocol allows, in bytes (proto.md "Conventions").
 const MAX_STRING: u32 = 4096;
 
+/// The most extents in one block status chunk: what servers should not exceed, by the text under
+/// `NBD_REPLY_TYPE_BLOCK_STATUS`. nbdkit stops there, qemu at 2^17.
+pub const DEFAULT_MAX_EXTENTS: u32 = 1 << 20;
+
 /// Limits for one connection, on either side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -31,6 +41,7 @@ pub struct Limits {
     max_drain: u32,
     max_payload: u32,
     max_chunks: u32,
+    max_extents: u32,
 }
 
 impl Limits {
@@ -67,6 +78,8 @@ impl Limits {
             max_payload: DEFAULT_MAX_PAYLOAD,
             // Chunks in one reply. A 32 MiB read in pieces of 512 bytes has 65,536.
             max_chunks: 1 << 17,
+            // Extents are lent, not kept; so this bounds work, not memory.
+            max_extents: DEFAULT_MAX_EXTENTS,
         }
     }
 
@@ -152,6 +165,14 @@ impl Limits {
         self
     }
 
+    /// Most extents that a client takes in one block status chunk (default 2^20); it hangs up on
+    /// a longer one as soon as its header has come.
+    #[must_use]
+    pub const fn with_max_extents(mut self, count: u32) -> Self {
+        self.max_extents = count;
+        self
+    }
+
     /// Most bytes in the body of one option or option reply.
     #[must_use]
     pub const fn max_option_body(&self) -> u32 {
@@ -210,6 +231,12 @@ impl Limits {
     #[must_use]
     pub const fn max_chunks(&self) -> u32 {
         self.max_chunks
+    }
+
+    /// Most extents in one block status chunk.
+    #[must_use]
+    pub const fn max_extents(&self) -> u32 {
+        self.max_extents
     }
 }
 

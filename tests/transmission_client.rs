@@ -11,6 +11,7 @@ use nbd_proto::wire::{
 };
 
 const C: Cookie = Cookie(5);
+const SIZE: u64 = 1 << 40;
 const DONE: ReplyFlags = ReplyFlags::DONE;
 const MORE: ReplyFlags = ReplyFlags::empty();
 
@@ -19,7 +20,7 @@ fn session(style: ReplyStyle) -> Session {
         id,
         name: Name::new(name).unwrap(),
     });
-    let session = Session::new(Name::default(), 1 << 20, TransmissionFlags::HAS_FLAGS)
+    let session = Session::new(Name::default(), SIZE, TransmissionFlags::HAS_FLAGS)
         .with_reply_style(style)
         .with_block_sizes(BlockSizes::new(1, 512, 8192).unwrap());
     match style {
@@ -170,7 +171,8 @@ fn a_simple_read_is_data_right_after_the_header() {
         Ok(Some(ReplyEvent::Data {
             cookie,
             offset,
-            bytes
+            bytes,
+            left: 0
         }))
     );
     let result = Ok(());
@@ -779,6 +781,40 @@ fn extents_have_a_length_and_begin_within_the_request() {
     }
     let wire = [status(MORE, 1, &[1000]), status(DONE, 2, &[10])].concat();
     succeeds(ReplyStyle::Structured, one, &wire);
+}
+
+#[test]
+fn extents_larger_than_the_maximum_payload_end_the_session_at_the_header() {
+    // The maximum payload is 8192 bytes; what goes before the extents does not count.
+    let request = Request::block_status(C, 0, 1 << 20);
+    for (style, kind, head, width) in [
+        (ReplyStyle::Structured, ChunkType::BLOCK_STATUS, 4, 8),
+        (ReplyStyle::Extended, ChunkType::BLOCK_STATUS_EXT, 8, 16),
+    ] {
+        for (extents, fits) in [(8192, true), (8192 + width, false)] {
+            let length = head + extents;
+            let header = Chunk {
+                flags: DONE,
+                kind,
+                cookie: C,
+                length,
+            };
+            let wire = match style {
+                ReplyStyle::Extended => header.to_extended(0).to_vec(),
+                _ => header.to_structured().unwrap().to_vec(),
+            };
+            if fits {
+                let (_, end) = run(decoder(style, &[request]), &wire);
+                assert_eq!(end, Err(Fatal::Eof { in_flight: 1 }));
+            } else {
+                let limit = 8192 + head;
+                assert_eq!(
+                    broken(style, request, &wire),
+                    Violation::ChunkTooLarge { length, limit }
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -424,6 +424,34 @@ fn a_read_that_must_not_be_fragmented_has_one_content_chunk() {
 }
 
 #[test]
+fn a_read_that_must_not_be_fragmented_has_content_or_overflows() {
+    let read = Request::read(C, 0, 100).with_flags(CommandFlags::DF);
+    let encoder = encoder(ReplyStyle::Structured);
+    let (overflow, mut out) = (Errno::EOVERFLOW, vec![]);
+    let mut reply = encoder.chunks(&read).unwrap();
+    assert!(reply.data(0, 100).is_ok());
+    let illegal = Err(IllegalReply::Overflow);
+    assert_eq!(reply.error(overflow, "", &mut out), illegal);
+    assert_eq!(reply.error_at(5, overflow, "", &mut out), illegal);
+    assert!(out.is_empty());
+    reply.error_at(5, Errno::EIO, "", &mut out).unwrap();
+    assert!(reply.done().is_ok());
+
+    let mut reply = encoder.chunks(&read).unwrap();
+    reply.error(overflow, "too long", &mut out).unwrap();
+    assert_eq!(reply.data(0, 100), Err(IllegalReply::Overflow));
+    assert_eq!(reply.last_hole(0, 100), Err(IllegalReply::Overflow));
+    assert!(reply.done().is_ok());
+
+    // Without the flag it is an error like any other.
+    let read = Request::read(C, 0, 100);
+    let mut reply = encoder.chunks(&read).unwrap();
+    assert!(reply.data(0, 50).is_ok());
+    reply.error(overflow, "", &mut out).unwrap();
+    assert!(reply.data(50, 50).is_ok());
+}
+
+#[test]
 fn simple_replies_have_no_chunks() {
     let read = Request::read(C, 0, 100);
     let chunks = encoder(ReplyStyle::Simple).chunks(&read);

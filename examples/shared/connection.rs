@@ -527,6 +527,7 @@ fn take_event(slots: &mut HashMap<Cookie, Slot>, event: ReplyEvent<'_>) {
             cookie,
             offset,
             bytes,
+            ..
         } => {
             let slot = slots.get_mut(&cookie);
             if let Some(room) = slot.and_then(|slot| slot.room(offset, bytes.len() as u64)) {

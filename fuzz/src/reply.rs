@@ -1,13 +1,14 @@
 //! Hostile bytes for the client's decoder of replies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BlockSizes, MetaContext, ReplyStyle, Session};
 use nbd_proto::transmission::client::{Fatal, ReplyDecoder, ReplyEvent, Violation};
+use nbd_proto::transmission::{ReadBuffer, Unexpectable};
 use nbd_proto::wire::{
     CommandFlags, CommandType, Cookie, Errno, Extent, MAX_ERROR_MESSAGE, Name, Request,
-    TransmissionFlags,
+    StatusQuery, TransmissionFlags,
 };
 
 use crate::choices::{Choices, Feed, same_for_all_feeds};
@@ -33,16 +34,23 @@ pub fn reply_decoder(data: &[u8]) {
         name: Name::new(format!("x:{id}")).expect("a name"),
     });
     let max_payload = if how & 4 != 0 { 4096 } else { 1 << 25 };
+    let minimum = if how & 0x20 != 0 { 512 } else { 1 };
     let session = Session::new(Name::EMPTY, SIZE, TransmissionFlags::from_bits_retain(!2))
         .with_reply_style(style(how))
-        .with_block_sizes(BlockSizes::new(1, 4096, max_payload).expect("legal"))
+        .with_block_sizes(BlockSizes::new(minimum, 4096, max_payload).expect("legal"))
         .with_contexts(contexts.collect());
     let mut limits = Limits::new();
     if how & 8 != 0 {
-        limits = limits.with_max_chunks(3).with_max_drain(64);
+        limits = limits
+            .with_max_chunks(3)
+            .with_max_drain(64)
+            .with_max_extents(2);
     }
     let cuts = choices.cuts();
-    let asked: Vec<Asked> = (0..counts & 0x3f).map(|_| asked(&mut choices)).collect();
+    let ids: Vec<u32> = session.contexts().iter().map(|it| it.id).collect();
+    let asked: Vec<Asked> = (0..counts & 0x3f)
+        .map(|_| asked(&mut choices, &ids))
+        .collect();
     let bytes = choices.rest();
 
     let direct = how & 0x10 != 0;
@@ -52,24 +60,52 @@ pub fn reply_decoder(data: &[u8]) {
 }
 
 /// A request, and whether it is sent again with the same cookie once it was answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     request: Request,
+    /// The payload, if it is a block status request that has one.
+    query: Option<Vec<u8>>,
+    /// The contexts that are asked for, if it is a block status request.
+    contexts: BTreeSet<u32>,
     again: bool,
 }
 
+impl Asked {
+    fn expect(&self, decoder: &mut ReplyDecoder) -> Result<(), Unexpectable> {
+        match &self.query {
+            Some(payload) => {
+                let query = StatusQuery::parse(payload).expect("our own");
+                assert_eq!(decoder.expect(&self.request), Err(Unexpectable::NeedsQuery));
+                decoder.expect_status(&self.request, &query)
+            }
+            None => decoder.expect(&self.request),
+        }
+    }
+}
+
 /// A request in 13 bytes: what is done about it, command, flags, cookie (2), offset (4),
-/// length (4).
-fn asked(choices: &mut Choices<'_>) -> Asked {
+/// length (4). A block status request with payload names the contexts that are bits of its cookie.
+fn asked(choices: &mut Choices<'_>, ids: &[u32]) -> Asked {
     let again = choices.flag();
     let kind = CommandType(choices.byte().into());
     let flags = CommandFlags::from_bits_retain(choices.byte().into());
     let cookie = Cookie(choices.u16().into());
     let (offset, length) = (choices.u32(), choices.u32());
-    Asked {
-        request: Request::new(kind, cookie, offset.into(), length.into()).with_flags(flags),
+    let request = Request::new(kind, cookie, offset.into(), length.into()).with_flags(flags);
+    let mut asked = Asked {
+        request,
+        query: None,
+        contexts: ids.iter().copied().collect(),
         again,
+    };
+    if kind == CommandType::BLOCK_STATUS && flags.contains(CommandFlags::PAYLOAD_LEN) {
+        asked.contexts.retain(|id| cookie.0 >> id & 1 != 0);
+        let named: Vec<u32> = asked.contexts.iter().rev().copied().collect();
+        let mut payload = Vec::new();
+        StatusQuery::encode(length.into(), &named, &mut payload);
+        asked.query = Some(payload);
     }
+    asked
 }
 
 /// What a decoder said, however the input was cut: data without its contents, which is that of
@@ -126,8 +162,8 @@ fn run(
     let mut decoder = ReplyDecoder::new(session, limits, 16);
     let mut judge = Judge::new(session);
     for asked in asked {
-        if decoder.expect(&asked.request).is_ok() {
-            judge.expect(*asked, AGAIN);
+        if asked.expect(&mut decoder).is_ok() {
+            judge.expect(asked.clone(), AGAIN);
         }
     }
     assert_eq!(decoder.in_flight(), judge.open.len());
@@ -147,7 +183,8 @@ fn run(
                 let left = usize::try_from(payload.left).unwrap_or(usize::MAX);
                 let len = left.min(piece.len());
                 let at = bytes.len() - input.len() - piece.len();
-                judge.data(payload.cookie, payload.offset, len as u64, at);
+                let more = payload.left - len as u64;
+                judge.data(payload.cookie, payload.offset, len as u64, more, at);
                 piece = &piece[len..];
                 decoder.payload_read(len as u64);
                 continue;
@@ -161,8 +198,9 @@ fn run(
                     }
                     assert!(at >= before);
                     if let Some(again) = judge.event(event, at) {
-                        let request = &again.request;
-                        decoder.expect(request).expect("its cookie is free again");
+                        again
+                            .expect(&mut decoder)
+                            .expect("its cookie is free again");
                     }
                 }
                 Ok(None) => break,
@@ -209,7 +247,11 @@ fn run(
 const fn is_about_extents(violation: Violation) -> bool {
     matches!(
         violation,
-        Violation::EmptyExtent | Violation::MoreThanOneExtent | Violation::ExtentBeyondRequest
+        Violation::EmptyExtent
+            | Violation::MoreThanOneExtent
+            | Violation::ExtentBeyondRequest
+            | Violation::ExtentBeyondExport
+            | Violation::UnalignedExtent
     )
 }
 
@@ -223,11 +265,16 @@ struct Open {
     /// For each context that came: its extents.
     status: BTreeMap<u32, Vec<Extent>>,
     failed: bool,
+    /// Whether an error came that says nothing about where; and the offsets of the others.
+    failed_at_all: bool,
+    error_offsets: Vec<u64>,
+    /// What a buffer is told: offset, length, what is left of the chunk.
+    pieces: Vec<(u64, u64, u64)>,
 }
 
 /// Judges events one by one.
 struct Judge {
-    contexts: Vec<u32>,
+    minimum: u64,
     style: ReplyStyle,
     open: BTreeMap<Cookie, Open>,
     events: Vec<Event>,
@@ -236,7 +283,7 @@ struct Judge {
 impl Judge {
     fn new(session: &Session) -> Self {
         Self {
-            contexts: session.contexts().iter().map(|it| it.id).collect(),
+            minimum: session.block_sizes().minimum().into(),
             style: session.reply_style(),
             open: BTreeMap::new(),
             events: Vec::new(),
@@ -244,14 +291,18 @@ impl Judge {
     }
 
     fn expect(&mut self, asked: Asked, again: u32) {
+        let cookie = asked.request.cookie;
         let open = Open {
             asked,
             again,
             came: BTreeMap::new(),
             status: BTreeMap::new(),
             failed: false,
+            failed_at_all: false,
+            error_offsets: Vec::new(),
+            pieces: Vec::new(),
         };
-        let before = self.open.insert(asked.request.cookie, open);
+        let before = self.open.insert(cookie, open);
         assert!(before.is_none(), "two requests with one cookie");
     }
 
@@ -266,7 +317,8 @@ impl Judge {
                 cookie,
                 offset,
                 bytes,
-            } => self.data(cookie, offset, bytes.len() as u64, at - bytes.len()),
+                left,
+            } => self.data(cookie, offset, bytes.len() as u64, left, at - bytes.len()),
             ReplyEvent::Hole {
                 cookie,
                 offset,
@@ -277,6 +329,7 @@ impl Judge {
                 let open = self.of(cookie);
                 assert!(open.came.is_empty() || !open.asked.request.flags.contains(df));
                 open.cover(offset, length);
+                open.pieces.push((offset, length, 0));
                 self.events.push(Event::Hole {
                     cookie,
                     offset,
@@ -286,8 +339,9 @@ impl Judge {
             ReplyEvent::Status {
                 cookie,
                 context,
+                offset,
                 extents,
-            } => self.status(cookie, context, extents.collect()),
+            } => self.status(cookie, context, offset, extents.collect()),
             ReplyEvent::Error {
                 cookie,
                 errno,
@@ -298,8 +352,10 @@ impl Judge {
                 assert!(message.len() <= 3 * MAX_ERROR_MESSAGE);
                 let open = self.of(cookie);
                 open.failed = true;
+                open.failed_at_all |= offset.is_none();
                 if let Some(offset) = offset {
                     assert!(open.has(offset, 1), "an error elsewhere");
+                    open.error_offsets.push(offset);
                 }
                 self.events.push(Event::Error {
                     cookie,
@@ -314,8 +370,9 @@ impl Judge {
         None
     }
 
-    fn data(&mut self, cookie: Cookie, offset: u64, length: u64, at: usize) {
+    fn data(&mut self, cookie: Cookie, offset: u64, length: u64, left: u64, at: usize) {
         let open = self.of(cookie);
+        open.pieces.push((offset, length, left));
         // Pieces of one chunk follow each other.
         let follows = open.came.is_empty() || open.came.iter().any(|(at, len)| at + len == offset);
         assert!(follows || !open.asked.request.flags.contains(CommandFlags::DF));
@@ -341,13 +398,24 @@ impl Judge {
         });
     }
 
-    fn status(&mut self, cookie: Cookie, context: u32, mut extents: Vec<Extent>) {
+    fn status(&mut self, cookie: Cookie, context: u32, offset: u64, mut extents: Vec<Extent>) {
+        let minimum = self.minimum;
         assert!(!extents.is_empty());
         assert!(extents.iter().all(|extent| extent.length > 0));
-        assert!(self.contexts.contains(&context), "was not asked for");
         let open = self.of(cookie);
+        assert!(open.asked.contexts.contains(&context), "was not asked for");
         assert_eq!(open.asked.request.kind, CommandType::BLOCK_STATUS);
-        open.status.entry(context).or_default().extend(&extents);
+        let before = open.status.entry(context).or_default();
+        let mut end = before
+            .iter()
+            .fold(open.asked.request.offset, |at, it| at + it.length);
+        assert_eq!(offset, end);
+        for extent in &extents {
+            end = end.checked_add(extent.length).expect("no overflow");
+            assert!(end <= SIZE, "beyond the export");
+            assert!(extent.length.is_multiple_of(minimum) || end == SIZE);
+        }
+        before.extend(&extents);
         match self.events.last_mut() {
             Some(Event::Status {
                 cookie: last_cookie,
@@ -367,14 +435,15 @@ impl Judge {
         match result {
             Ok(()) => {
                 assert!(!open.failed, "success after an error");
-                open.check_complete(&self.contexts);
+                open.check_complete();
             }
             Err(errno) => assert!(errno.name().is_some(), "an unknown error"),
         }
+        open.check_buffer(result);
         self.events.push(Event::Finished { cookie, result });
         let again = open.asked.again && open.again > 0;
         again.then(|| {
-            self.expect(open.asked, open.again - 1);
+            self.expect(open.asked.clone(), open.again - 1);
             open.asked
         })
     }
@@ -387,14 +456,70 @@ impl Judge {
 }
 
 impl Open {
+    /// How much of the export is asked about.
+    fn effect_length(&self) -> u64 {
+        match &self.asked.query {
+            Some(payload) => StatusQuery::parse(payload)
+                .expect("our own")
+                .effect_length(),
+            None => self.asked.request.length,
+        }
+    }
+
+    /// A buffer comes to the same as the rule of the text, chunk by chunk.
+    fn check_buffer(&self, result: Result<(), Errno>) {
+        let request = self.asked.request;
+        if request.kind != CommandType::READ || request.length > 1 << 16 {
+            return;
+        }
+        let cookie = request.cookie;
+        let mut memory = vec![1; request.length as usize];
+        let mut buffer = ReadBuffer::new(&request, &mut memory).expect("its size");
+        let mut expected = BTreeMap::new();
+        for &(offset, length, left) in &self.pieces {
+            let bytes = &vec![0; length as usize];
+            assert!(buffer.take(&ReplyEvent::Data {
+                cookie,
+                offset,
+                bytes,
+                left,
+            }));
+            let end = offset + length + left;
+            if !expected.values().any(|&other| other == end) {
+                expected.insert(offset, end);
+            }
+        }
+        let errors = self.error_offsets.iter().map(|&offset| Some(offset));
+        for offset in errors.chain(self.failed_at_all.then_some(None)) {
+            let (errno, message) = (Errno::EIO, String::new());
+            assert!(buffer.take(&ReplyEvent::Error {
+                cookie,
+                errno,
+                offset,
+                message,
+            }));
+        }
+        assert_eq!(buffer.good().count(), 0);
+        assert!(buffer.take(&ReplyEvent::Finished { cookie, result }));
+        let known = !self.failed_at_all;
+        let expected = expected.into_iter().filter_map(|(start, end)| {
+            let errors = self.error_offsets.iter().copied();
+            let first = errors.filter(|at| (start..end).contains(at)).min();
+            let end = first.unwrap_or(end);
+            (known && start < end).then_some(start..end)
+        });
+        assert!(buffer.good().eq(expected));
+        let good: u64 = buffer.good().map(|it| it.end - it.start).sum();
+        if result.is_ok() {
+            assert_eq!(good, request.length);
+            assert!(memory.iter().all(|&byte| byte == 0));
+        }
+    }
+
     /// Whether this is a part of what was asked for.
     fn has(&self, offset: u64, length: u64) -> bool {
-        let Request {
-            offset: start,
-            length: whole,
-            ..
-        } = self.asked.request;
-        offset >= start && offset + length <= start + whole
+        let start = self.asked.request.offset;
+        offset >= start && offset + length <= start + self.effect_length()
     }
 
     /// Content came for this range.
@@ -412,7 +537,7 @@ impl Open {
     }
 
     /// The reply was a success: nothing is missing.
-    fn check_complete(&self, contexts: &[u32]) {
+    fn check_complete(&self) {
         let request = self.asked.request;
         if request.kind == CommandType::READ {
             // The ranges are disjoint and within the request.
@@ -420,17 +545,19 @@ impl Open {
             assert_eq!(sum, request.length, "success without all of the data");
         }
         if request.kind == CommandType::BLOCK_STATUS {
+            let contexts = &self.asked.contexts;
+            assert!(!contexts.is_empty(), "success of nothing");
             assert!(self.status.keys().eq(contexts), "success without a context");
         }
         for extents in self.status.values() {
             if request.flags.contains(CommandFlags::REQ_ONE) {
                 assert_eq!(extents.len(), 1);
-                assert!(extents[0].length <= request.length);
+                assert!(extents[0].length <= self.effect_length());
             } else if let Some((_, before)) = extents.split_last() {
                 let sum: u64 = before
                     .iter()
                     .fold(0, |sum, it| sum.saturating_add(it.length));
-                assert!(before.is_empty() || sum < request.length);
+                assert!(before.is_empty() || sum < self.effect_length());
             }
         }
     }

@@ -5,10 +5,11 @@ use nbd_proto::session::{BlockSizes, MetaContext, ReplyStyle, Session};
 use nbd_proto::transmission::client::ReplyEvent;
 use nbd_proto::transmission::server::Fatal;
 use nbd_proto::transmission::{
-    Refusal, ReplyDecoder, ReplyEncoder, RequestDecoder, RequestEncoder, RequestEvent, Unsendable,
+    Refusal, ReplyDecoder, ReplyEncoder, RequestDecoder, RequestEncoder, RequestEvent, StatusReply,
+    Unsendable,
 };
 use nbd_proto::wire::{
-    CommandFlags, CommandType, EXTENDED_REQUEST_MAGIC, Errno, Name, REQUEST_MAGIC, Request,
+    CommandFlags, CommandType, EXTENDED_REQUEST_MAGIC, Errno, Extent, Name, REQUEST_MAGIC, Request,
     StatusQuery, TransmissionFlags,
 };
 
@@ -33,6 +34,11 @@ pub fn request_decoder(data: &[u8]) {
         if let Event::Request { request, payload } = event {
             check_verdict(&session, request);
             check_status_query(&session, request, payload);
+            let is_status = request.kind == CommandType::BLOCK_STATUS
+                && !request.flags.contains(CommandFlags::PAYLOAD_LEN);
+            if is_status && session.check(request).is_ok() {
+                check_status_answer(&session, request, None);
+            }
             check_answers(&session, request);
             check_encoder(&session, request);
         }
@@ -298,9 +304,18 @@ fn check_status_query(session: &Session, request: &Request, payload: &[u8]) {
         return;
     }
     let query = StatusQuery::parse(payload).expect("its length was checked");
-    if session.check_status(request, &query).is_err() {
+    let checked = session.check_status_payload(request, payload);
+    assert_eq!(
+        checked.map(|_| ()),
+        session.check_status(request, &query),
+        "both look at the same"
+    );
+    let reply = StatusReply::for_query(session, request, &query);
+    assert_eq!(reply.is_ok(), checked.is_ok());
+    if checked.is_err() {
         return;
     }
+    check_status_answer(session, request, Some(&query));
     let mut ids: Vec<u32> = query.ids().collect();
     let all = ids.len();
     ids.sort_unstable();
@@ -312,6 +327,44 @@ fn check_status_query(session: &Session, request: &Request, payload: &[u8]) {
     );
     let end = request.offset.checked_add(query.effect_length());
     assert!(end.expect("no overflow") <= session.size());
+}
+
+/// Status that our server tells is taken by our client, whatever the backend says. What it says is
+/// made of the request.
+fn check_status_answer(session: &Session, request: &Request, query: Option<&StatusQuery<'_>>) {
+    let mut client = ReplyDecoder::new(session, &Limits::new(), 1);
+    let (reply, expected) = match query {
+        Some(query) => (
+            StatusReply::for_query(session, request, query),
+            client.expect_status(request, query),
+        ),
+        None => (StatusReply::new(session, request), client.expect(request)),
+    };
+    expected.expect("what is executed is waited for");
+    let mut reply = reply.expect("it is not to be refused");
+    let mut wire = Vec::new();
+    let mut turns = request.cookie.0;
+    while let Some(id) = reply.owed() {
+        let minimum = u64::from(session.block_sizes().minimum());
+        let extents = (0..20).map(|_| {
+            turns = turns.rotate_left(7).wrapping_add(id.into());
+            Extent {
+                length: (turns % 64 + 1) * minimum + u64::from(turns % 61 == 0),
+                flags: turns >> 8 & 1,
+            }
+        });
+        if reply.context(id, extents, &mut wire).is_err() {
+            reply
+                .error(Errno::EIO, "odd", &mut wire)
+                .expect("not ended");
+        }
+    }
+    let mut input = &wire[..];
+    let mut finished = false;
+    while let Some(event) = client.next(&mut input).expect("a legal reply") {
+        finished = matches!(event, ReplyEvent::Finished { .. });
+    }
+    assert!(finished && input.is_empty());
 }
 
 /// A client that waits for the answer takes both kinds, and takes them for what they are.

@@ -1,13 +1,16 @@
-//! What a server writes: replies.
+//! What a server writes: replies in one piece. Those in several chunks are in `chunks` and
+//! `status`.
 
 use alloc::vec::Vec;
 
-use super::coverage::{Coverage, Misfit};
+use super::check::Refusal;
+use super::chunks::Chunks;
+use super::coverage::Misfit;
 use super::head::Head;
 use crate::session::{ReplyStyle, Session};
 use crate::wire::{
-    Chunk, ChunkType, CommandFlags, CommandType, DataHead, Errno, ErrorChunk, Hole, ReplyFlags,
-    Request, SimpleReply,
+    Chunk, ChunkType, CommandFlags, CommandType, DataHead, Errno, ErrorChunk, MAX_ERROR_MESSAGE,
+    ReplyFlags, Request, SimpleReply,
 };
 
 /// A reply that the protocol does not allow; nothing was encoded.
@@ -23,6 +26,30 @@ pub enum IllegalReply {
     /// More data than one reply, or one chunk, can carry or the session allows.
     #[error("more data than fits one reply or chunk")]
     TooLarge,
+    /// The request is not a block status request.
+    #[error("status for a request that does not ask for it")]
+    NotAStatus,
+    /// Success for a request that has to be refused.
+    #[error("success for a request that has to be refused: {0}")]
+    ToBeRefused(#[from] Refusal),
+    /// Status of a context that was not asked for, or that was told before.
+    #[error("status of context {id}, which was not asked for or told before")]
+    UnexpectedContext {
+        /// The id of the context.
+        id: u32,
+    },
+    /// A status without extents.
+    #[error("status without extents")]
+    NoExtents,
+    /// An extent without length.
+    #[error("an extent of no length")]
+    EmptyExtent,
+    /// An extent that ends between two blocks of the minimum size.
+    #[error("an extent that does not end at a multiple of the minimum block size")]
+    UnalignedExtent,
+    /// Status flags that do not fit the 32 bits of the session or of the context.
+    #[error("status flags that do not fit 32 bits")]
+    FlagsTooWide,
     /// Content or an error that is not within the range of the request, or empty content.
     #[error("content or error outside the range of the request, or empty")]
     OutOfRange,
@@ -32,6 +59,9 @@ pub enum IllegalReply {
     /// A second content chunk for a read that must not be fragmented.
     #[error("second content chunk for a read that must not be fragmented")]
     Fragmented,
+    /// Content together with `EOVERFLOW` for a read that must not be fragmented.
+    #[error("content and EOVERFLOW for a read that must not be fragmented")]
+    Overflow,
     /// An error without an offset together with another error.
     #[error("error without offset is not the only error")]
     MixedErrors,
@@ -50,10 +80,22 @@ pub enum IllegalReply {
 ///
 /// All calls take the request that is answered: its cookie, and what else the style asks for. The
 /// caller writes the [`Head`], then the payload if there is one.
+///
+/// # Errors that may be sent
+///
+/// proto.md "Error values" restricts what may be answered, and what a backend reports is not so
+/// restricted. So every error goes out as the one that the request may have:
+///
+/// | error | goes out as it is | else as |
+/// |---|---|---|
+/// | `ENOTSUP` | to a write zeroes with `FAST_ZERO` ("MUST NOT fail with `NBD_ENOTSUP`" without) | `EINVAL` |
+/// | `EOVERFLOW` | to a read answered in chunks; to a trim, cache or write zeroes above the maximum payload | `EINVAL` |
+/// | unknown to the protocol | never | `EINVAL` |
+/// | any other | always | |
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyEncoder {
-    style: ReplyStyle,
-    max_payload: u32,
+    pub(super) style: ReplyStyle,
+    pub(super) max_payload: u32,
 }
 
 impl ReplyEncoder {
@@ -99,15 +141,24 @@ impl ReplyEncoder {
             ReplyStyle::Simple => self.simple(request, Err(errno)),
             ReplyStyle::Structured | ReplyStyle::Extended => {
                 let length = ErrorChunk::HEAD_LEN as u32;
-                let [a, b, c, d] = known(errno).0.to_be_bytes();
+                let [a, b, c, d] = self.errno_for(request, errno).0.to_be_bytes();
                 self.chunk(request, ChunkType::ERROR, ReplyFlags::DONE, length)
                     .with(&[a, b, c, d, 0, 0])
             }
         }
     }
 
+    /// Refusal because the server is going away.
+    ///
+    /// proto.md "Terminating the transmission phase": to be sent for what is in flight, if it is
+    /// not to be waited for, and for everything that still comes in; the client then disconnects.
+    #[must_use]
+    pub fn shutting_down(&self, request: &Request) -> Head {
+        self.fail(request, Errno::ESHUTDOWN)
+    }
+
     /// Appends the reply of a failure, with a message for people where the style has room for one.
-    /// The message is cut to 4096 bytes.
+    /// The message is cut to 4096 bytes, or to the maximum payload of the session if that is less.
     pub fn error(&self, request: &Request, errno: Errno, message: &str, out: &mut Vec<u8>) {
         match self.style {
             ReplyStyle::Simple => out.extend_from_slice(&self.simple(request, Err(errno))),
@@ -186,17 +237,10 @@ impl ReplyEncoder {
             return Err(IllegalReply::NoChunks);
         }
         let end = request.end().ok_or(IllegalReply::OutOfRange)?;
-        Ok(Chunks {
-            encoder: *self,
-            request: *request,
-            coverage: Coverage::new(request.offset, end),
-            content: false,
-            errors: Errors::None,
-            ended: false,
-        })
+        Ok(Chunks::new(*self, request, end))
     }
 
-    fn data(
+    pub(super) fn data(
         &self,
         request: &Request,
         offset: u64,
@@ -212,7 +256,7 @@ impl ReplyEncoder {
             .with(&DataHead { offset }.to_bytes()))
     }
 
-    fn error_chunk(
+    pub(super) fn error_chunk(
         &self,
         request: &Request,
         errno: Errno,
@@ -225,24 +269,62 @@ impl ReplyEncoder {
             Some(_) => ChunkType::ERROR_OFFSET,
             None => ChunkType::ERROR,
         };
+        // "A server MUST NOT send a chunk where any variable-length portion of the chunk is larger
+        // than any advertised maximum payload size", and no string is longer than 4096 bytes.
+        let most = usize::try_from(self.max_payload).unwrap_or(usize::MAX);
         let payload = ErrorChunk {
-            error: known(errno),
-            message: message.as_bytes(),
+            error: self.errno_for(request, errno),
+            message: cut(message, most.min(MAX_ERROR_MESSAGE)).as_bytes(),
             offset,
         };
         out.extend_from_slice(&self.chunk(request, kind, flags, payload.wire_len()));
         payload.encode(out);
     }
 
+    /// The error that may be sent for one that occurred; the table is in the type's documentation.
+    const fn errno_for(&self, request: &Request, errno: Errno) -> Errno {
+        let fits = match errno {
+            // "If the server advertised NBD_FLAG_SEND_FAST_ZERO but NBD_CMD_FLAG_FAST_ZERO is not
+            // set, then the server MUST NOT fail with NBD_ENOTSUP"; "The server SHOULD NOT return
+            // NBD_ENOTSUP except as documented in response to NBD_CMD_WRITE_ZEROES".
+            Errno::ENOTSUP => {
+                matches!(request.kind, CommandType::WRITE_ZEROES)
+                    && request.flags.contains(CommandFlags::FAST_ZERO)
+            }
+            // "SHOULD NOT return NBD_EOVERFLOW except as documented in response to NBD_CMD_READ
+            // when NBD_CMD_FLAG_DF is supported, or when a command without payload requests a
+            // length larger than an advertised maximum payload length"
+            Errno::EOVERFLOW => match request.kind {
+                CommandType::READ => !matches!(self.style, ReplyStyle::Simple),
+                CommandType::TRIM | CommandType::CACHE | CommandType::WRITE_ZEROES => {
+                    request.length > self.max_payload as u64
+                }
+                _ => false,
+            },
+            _ => true,
+        };
+        if fits {
+            errno.or_einval()
+        } else {
+            Errno::EINVAL
+        }
+    }
+
     fn simple(&self, request: &Request, result: Result<(), Errno>) -> Head {
         let reply = SimpleReply {
-            result: result.map_err(known),
+            result: result.map_err(|errno| self.errno_for(request, errno)),
             cookie: request.cookie,
         };
         Head::of(&reply.to_bytes())
     }
 
-    fn chunk(&self, request: &Request, kind: ChunkType, flags: ReplyFlags, length: u32) -> Head {
+    pub(super) fn chunk(
+        &self,
+        request: &Request,
+        kind: ChunkType,
+        flags: ReplyFlags,
+        length: u32,
+    ) -> Head {
         let chunk = Chunk {
             flags,
             kind,
@@ -257,175 +339,13 @@ impl ReplyEncoder {
     }
 }
 
-/// proto.md "Error values": "the allowed values for the error field have been restricted".
-const fn known(errno: Errno) -> Errno {
-    errno.or_einval()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Errors {
-    None,
-    AtOffsets,
-    General,
-}
-
-/// A reply in several chunks to one read, which cannot be made illegal.
-///
-/// Every call checks its chunk against the request and the chunks before, and encodes nothing if
-/// it would break a rule. [`done`](Self::done) succeeds only if every byte has content, or an
-/// error was reported.
-///
-/// ```
-/// # use nbd_proto::session::{ReplyStyle, Session};
-/// # use nbd_proto::transmission::{IllegalReply, ReplyEncoder};
-/// # use nbd_proto::wire::{Cookie, Name, Request, TransmissionFlags};
-/// # let session = Session::new(Name::default(), 1 << 20, TransmissionFlags::HAS_FLAGS)
-/// #     .with_reply_style(ReplyStyle::Structured);
-/// # let request = Request::read(Cookie(1), 0, 8192);
-/// let mut reply = ReplyEncoder::new(&session).chunks(&request)?;
-/// let mut wire = Vec::new();
-/// wire.extend_from_slice(&reply.data(0, 4096)?);
-/// wire.extend_from_slice(&[0x55; 4096]);
-/// assert_eq!(reply.done(), Err(IllegalReply::Incomplete { gap: 4096 }));
-/// wire.extend_from_slice(&reply.hole(4096, 4096)?);
-/// wire.extend_from_slice(&reply.done()?);
-/// # Ok::<(), IllegalReply>(())
-/// ```
-#[derive(Clone, Debug)]
-#[must_use = "the client waits until the reply is done"]
-pub struct Chunks {
-    encoder: ReplyEncoder,
-    request: Request,
-    coverage: Coverage,
-    content: bool,
-    errors: Errors,
-    ended: bool,
-}
-
-impl Chunks {
-    /// Data: exactly `length` bytes must follow the head.
-    ///
-    /// If they cannot be had after this, the chunk is filled up with zeroes, and an
-    /// [`error_at`](Self::error_at) says where.
-    ///
-    /// # Errors
-    ///
-    /// If the chunk would break a rule.
-    pub fn data(&mut self, offset: u64, length: u32) -> Result<Head, IllegalReply> {
-        // proto.md "Structured reply types": no variable-length portion above the maximum payload.
-        if length > self.encoder.max_payload {
-            return Err(IllegalReply::TooLarge);
-        }
-        let flags = ReplyFlags::empty();
-        let head = self
-            .encoder
-            .data(&self.request, offset, length.into(), flags)?;
-        self.cover(offset, length)?;
-        Ok(head)
+/// As much of a message as fits, without splitting a character.
+fn cut(message: &str, most: usize) -> &str {
+    let mut end = most.min(message.len());
+    while !message.is_char_boundary(end) {
+        end = end.saturating_sub(1);
     }
-
-    /// A range that reads as zeroes.
-    ///
-    /// # Errors
-    ///
-    /// If the chunk would break a rule.
-    pub fn hole(&mut self, offset: u64, length: u32) -> Result<Head, IllegalReply> {
-        self.cover(offset, length)?;
-        let kind = ChunkType::OFFSET_HOLE;
-        Ok(self
-            .encoder
-            .chunk(&self.request, kind, ReplyFlags::empty(), Hole::LEN as u32)
-            .with(&Hole { offset, length }.to_bytes()))
-    }
-
-    /// Appends an error at an offset within the range of the request. Content that covers the
-    /// offset can only come before.
-    ///
-    /// # Errors
-    ///
-    /// If the chunk would break a rule.
-    pub fn error_at(
-        &mut self,
-        offset: u64,
-        errno: Errno,
-        message: &str,
-        out: &mut Vec<u8>,
-    ) -> Result<(), IllegalReply> {
-        self.check_open()?;
-        if self.errors == Errors::General {
-            return Err(IllegalReply::MixedErrors);
-        }
-        if self.coverage.has_error(offset) {
-            return Err(IllegalReply::Overlap);
-        }
-        self.coverage.error(offset)?;
-        self.errors = Errors::AtOffsets;
-        let flags = ReplyFlags::empty();
-        self.encoder
-            .error_chunk(&self.request, errno, message, Some(offset), flags, out);
-        Ok(())
-    }
-
-    /// Appends an error that makes all content of the reply worthless.
-    ///
-    /// # Errors
-    ///
-    /// If there was another error.
-    pub fn error(
-        &mut self,
-        errno: Errno,
-        message: &str,
-        out: &mut Vec<u8>,
-    ) -> Result<(), IllegalReply> {
-        self.check_open()?;
-        if self.errors != Errors::None {
-            return Err(IllegalReply::MixedErrors);
-        }
-        self.errors = Errors::General;
-        let flags = ReplyFlags::empty();
-        self.encoder
-            .error_chunk(&self.request, errno, message, None, flags, out);
-        Ok(())
-    }
-
-    /// Ends the reply.
-    ///
-    /// # Errors
-    ///
-    /// If it is not complete and has no error, or has ended before.
-    pub fn done(&mut self) -> Result<Head, IllegalReply> {
-        self.check_open()?;
-        if let (Errors::None, Some(gap)) = (self.errors, self.coverage.gap()) {
-            return Err(IllegalReply::Incomplete { gap });
-        }
-        self.ended = true;
-        let kind = ChunkType::NONE;
-        Ok(self.encoder.chunk(&self.request, kind, ReplyFlags::DONE, 0))
-    }
-
-    /// The first offset that has no content yet.
-    #[must_use]
-    pub fn gap(&self) -> Option<u64> {
-        self.coverage.gap()
-    }
-
-    fn check_open(&self) -> Result<(), IllegalReply> {
-        if self.ended {
-            Err(IllegalReply::Ended)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn cover(&mut self, offset: u64, length: u32) -> Result<(), IllegalReply> {
-        self.check_open()?;
-        if self.content && self.request.flags.contains(CommandFlags::DF) {
-            return Err(IllegalReply::Fragmented);
-        }
-        self.coverage.content(offset, length.into())?;
-        self.content = true;
-        Ok(())
-    }
+    message.get(..end).unwrap_or_default()
 }
 
 impl From<Misfit> for IllegalReply {

@@ -30,7 +30,7 @@ pub enum Refusal {
     /// A block status request without length, to which there is no successful answer.
     #[error("block status of nothing")]
     EmptyStatus,
-    /// A block status payload of impossible size, with unknown or repeated contexts.
+    /// A block status payload of impossible size, with no, unknown or repeated contexts.
     #[error("bad block status payload")]
     BadStatusPayload,
     /// A write with more payload than was agreed on.
@@ -97,13 +97,49 @@ impl Session {
     /// Where a request is wrong in several ways, the first of these decides: the command and its
     /// flags, the read-only export, what was advertised, the range, its alignment, its size.
     ///
+    /// | what is asked | verdict | proto.md |
+    /// |---|---|---|
+    /// | `DISC` | `Ok`; no reply | `NBD_CMD_DISC` |
+    /// | a command above 7 | `EINVAL` | "Error values" |
+    /// | `FUA`, not advertised | `EINVAL` | "Command flags", bit 0 |
+    /// | `FUA` on any command, advertised | as without | "Command flags", bit 0 |
+    /// | `NO_HOLE` on anything but `WRITE_ZEROES` | `EINVAL` | "Command flags", bit 1 |
+    /// | `DF` on anything but `READ`; not advertised; simple replies | `EINVAL` | "Command flags", bit 2 |
+    /// | `REQ_ONE` on anything but `BLOCK_STATUS` | `EINVAL` | "Command flags", bit 3 |
+    /// | `FAST_ZERO` on anything but `WRITE_ZEROES`; not advertised | `EINVAL` | `NBD_CMD_WRITE_ZEROES` |
+    /// | `PAYLOAD_LEN` with compact headers | `EINVAL` | "Request message" |
+    /// | `PAYLOAD_LEN` on `WRITE` with extended headers; left out there | as it should be | "Request message" |
+    /// | `PAYLOAD_LEN` on `BLOCK_STATUS` where `BLOCK_STATUS_PAYLOAD` is advertised | see below | `NBD_CMD_BLOCK_STATUS` |
+    /// | `PAYLOAD_LEN` elsewhere | `EINVAL`, payload drained | "Command flags", bit 5 |
+    /// | an unknown flag | `EINVAL` | "Error values" |
+    /// | `WRITE`, `TRIM`, `WRITE_ZEROES` on a read-only export | `EPERM` | "Error values", `NBD_CMD_WRITE_ZEROES` |
+    /// | `FLUSH`, `TRIM`, `WRITE_ZEROES`, `CACHE`, not advertised | `EINVAL` | "Transmission flags" |
+    /// | `BLOCK_STATUS` without contexts, or with simple replies | `EINVAL` | "Metadata querying" |
+    /// | `FLUSH` with an offset or a length | `EINVAL` | `NBD_CMD_FLUSH` |
+    /// | `BLOCK_STATUS` with a payload that is not 8 + n * 4 bytes, n from 1 to the number of contexts | `EINVAL`, payload drained | `NBD_CMD_BLOCK_STATUS` |
+    /// | in it: an unknown context, one named twice, a range as below | `EINVAL` ([`check_status`](Self::check_status)) | `NBD_CMD_BLOCK_STATUS` |
+    /// | `BLOCK_STATUS` of nothing | `EINVAL` | `NBD_CMD_BLOCK_STATUS` ("unspecified") |
+    /// | another command without length | `Ok`, nothing to do | "Request types" ("unspecified") |
+    /// | `WRITE`, `WRITE_ZEROES` beyond the end, or beyond 2^64 | `ENOSPC` | "Error values", `NBD_CMD_WRITE_ZEROES` |
+    /// | `READ`, `TRIM`, `CACHE`, `BLOCK_STATUS` beyond the end, or beyond 2^64 | `EINVAL` | "Error values", "Size constraints" |
+    /// | offset or length not a multiple of the minimum block size | `EINVAL` | "Size constraints" |
+    /// | `WRITE` above the maximum payload | `EINVAL`, payload drained | "Size constraints" |
+    /// | `READ` above the maximum payload, simple replies | `EINVAL` | `NBD_CMD_READ` |
+    /// | `READ` above the maximum payload, replies in chunks | `EOVERFLOW` | `NBD_CMD_READ` |
+    /// | the others above the maximum payload | `Ok` | "Size constraints" |
+    /// | a payload above what is drained at most | hang up ([`RequestDecoder`](super::RequestDecoder)) | "Size constraints" |
+    /// | no request at all | hang up ([`RequestDecoder`](super::RequestDecoder)) | "Request message" |
+    ///
+    /// A payload above the maximum, of a request that has [`PAYLOAD_LEN`], is drained like any
+    /// other up to [`Limits::max_drain`], although "Request message" wants the connection dropped:
+    /// "Size constraints" wants it kept up to 32 MiB, and a connection that lives is worth more.
+    ///
+    /// [`PAYLOAD_LEN`]: CommandFlags::PAYLOAD_LEN
+    /// [`Limits::max_drain`]: crate::limits::Limits::max_drain
+    ///
     /// # Errors
     ///
     /// Why it must not be executed, and with which error it is answered.
-    ///
-    /// # Spec
-    ///
-    /// proto.md "Size constraints", "Command flags", "Request types", "Error values".
     #[inline]
     pub fn check(&self, request: &Request) -> Result<(), Refusal> {
         self.check_with(request, UnadvertisedCache::Refuse)
@@ -153,7 +189,24 @@ impl Session {
         }
     }
 
-    /// Checks the payload of a block status request, once it has arrived; the request itself was
+    /// Decodes and checks the payload of a block status request, once it has arrived. The request
+    /// itself was checked before, and with it the length of its payload: there are at most 4 bytes
+    /// for each context of the session, and 8 more. So it may be collected as it comes.
+    ///
+    /// # Errors
+    ///
+    /// Why it must not be executed.
+    pub fn check_status_payload<'p>(
+        &self,
+        request: &Request,
+        payload: &'p [u8],
+    ) -> Result<StatusQuery<'p>, Refusal> {
+        let query = StatusQuery::parse(payload).map_err(|_| Refusal::BadStatusPayload)?;
+        self.check_status(request, &query)?;
+        Ok(query)
+    }
+
+    /// Checks the payload of a block status request, once it was decoded; the request itself was
     /// checked before.
     ///
     /// # Errors
@@ -162,6 +215,10 @@ impl Session {
     pub fn check_status(&self, request: &Request, query: &StatusQuery<'_>) -> Result<(), Refusal> {
         if query.effect_length() == 0 {
             return Err(Refusal::EmptyStatus);
+        }
+        // "the server MUST return at least one status descriptor": not possible for no context.
+        if query.ids().len() == 0 {
+            return Err(Refusal::BadStatusPayload);
         }
         // "detects duplicate or unknown metacontext ids": quadratic, but there are no more ids
         // than contexts, else one is repeated or unknown.
@@ -286,10 +343,11 @@ impl Session {
         }
     }
 
-    /// "The payload form MUST occupy 8 + n*4 bytes", and no context can be named twice.
+    /// "The payload form MUST occupy 8 + n*4 bytes", and no context can be named twice. One is
+    /// named at least; for qemu, too.
     fn check_status_payload_size(&self, request: &Request) -> Result<(), Refusal> {
         let contexts = u32::try_from(self.contexts().len()).unwrap_or(u32::MAX);
-        let fits = request.length >= StatusQuery::len_for(0)
+        let fits = request.length >= StatusQuery::len_for(1)
             && request.length <= StatusQuery::len_for(contexts)
             && request.length.is_multiple_of(4);
         if fits {

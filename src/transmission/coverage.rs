@@ -13,6 +13,8 @@ pub(super) struct Coverage {
     end: u64,
     // Everything from `start` to here is covered.
     complete: u64,
+    // How many bytes have no content yet.
+    missing: u64,
     // Start and end of what is covered behind the first gap; disjoint, and never adjacent to
     // `complete`.
     islands: BTreeMap<u64, u64>,
@@ -36,6 +38,7 @@ impl Coverage {
             start,
             end,
             complete: start,
+            missing: end.saturating_sub(start),
             islands: BTreeMap::new(),
             errors: BTreeSet::new(),
         }
@@ -55,6 +58,7 @@ impl Coverage {
         if before.is_some_and(|(_, &island_end)| island_end > offset) {
             return Err(Misfit::Overlap);
         }
+        self.missing = self.missing.saturating_sub(length);
         if offset == self.complete {
             self.complete = end;
             while let Some(island_end) = self.islands.remove(&self.complete) {
@@ -91,6 +95,11 @@ impl Coverage {
     /// Whether an error was noted at `offset`.
     pub(super) fn has_error(&self, offset: u64) -> bool {
         self.errors.contains(&offset)
+    }
+
+    /// How many bytes have no content yet.
+    pub(super) const fn missing(&self) -> u64 {
+        self.missing
     }
 
     /// The first byte that is not covered, if any.
@@ -179,6 +188,8 @@ mod tests {
                 }
                 let gap = (start..start + len).find(|&b| !covered[b as usize]);
                 prop_assert_eq!(coverage.gap(), gap);
+                let missing = (start..start + len).filter(|&b| !covered[b as usize]).count();
+                prop_assert_eq!(coverage.missing(), missing as u64);
             }
         }
     }

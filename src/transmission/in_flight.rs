@@ -29,6 +29,10 @@ pub enum Unexpectable {
     /// A block status request whose payload says what it is about.
     #[error("what a block status request with payload asks for is in its payload")]
     NeedsQuery,
+    /// A block status payload that asks for contexts that were not selected, for one twice, or for
+    /// none.
+    #[error("no contexts, or some that were not selected, or one twice")]
+    BadContexts,
     /// A range that reaches beyond 2^64.
     #[error("range reaches beyond 2^64")]
     Overflow,
@@ -47,6 +51,18 @@ pub(super) struct Pending {
     coverage: Coverage,
     /// The contexts whose status has to come yet.
     owed: Vec<u32>,
+    /// Whether the request cannot succeed: it asks for the status of all contexts, of which there
+    /// are none.
+    hopeless: bool,
+}
+
+/// What the extents of an export have to obey, besides the request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// The size of the export in bytes.
+    pub(super) size: u64,
+    /// The minimum block size in bytes, a power of two.
+    pub(super) minimum: u64,
 }
 
 impl Pending {
@@ -59,6 +75,8 @@ impl Pending {
             .offset
             .checked_add(effect_length)
             .ok_or(Unexpectable::Overflow)?;
+        let is_query = request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let hopeless = request.kind == CommandType::BLOCK_STATUS && !is_query && owed.is_empty();
         Ok(Self {
             request: *request,
             effect_length,
@@ -67,6 +85,7 @@ impl Pending {
             content_chunks: 0,
             coverage: Coverage::new(request.offset, end),
             owed,
+            hopeless,
         })
     }
 
@@ -119,7 +138,13 @@ impl Pending {
     }
 
     /// The rules for one extent, of which the earlier ones of the chunk had `before` bytes.
-    pub(super) fn extent(&self, extent: Extent, before: u64) -> Result<(), Violation> {
+    /// Returns where it ends, from the offset of the request.
+    pub(super) fn extent(
+        &self,
+        extent: Extent,
+        before: u64,
+        bounds: Bounds,
+    ) -> Result<u64, Violation> {
         if extent.length == 0 {
             return Err(Violation::EmptyExtent);
         }
@@ -132,7 +157,19 @@ impl Pending {
             // requested length"
             return Err(Violation::ExtentBeyondRequest);
         }
-        Ok(())
+        // Descriptors "represent consecutive portions of the export starting from specified
+        // offset": beyond its end there are none.
+        let after = before.checked_add(extent.length);
+        let end = after.and_then(|after| self.request.offset.checked_add(after));
+        let (Some(after), Some(end)) = (after, end.filter(|&end| end <= bounds.size)) else {
+            return Err(Violation::ExtentBeyondExport);
+        };
+        // "The server MUST use descriptor lengths that are an integer multiple of any advertised
+        // minimum block size". The size of an export need not be one ("SHOULD").
+        if !extent.length.is_multiple_of(bounds.minimum) && end != bounds.size {
+            return Err(Violation::UnalignedExtent);
+        }
+        Ok(after)
     }
 
     /// What the reply comes to, now that it has ended.
@@ -147,6 +184,9 @@ impl Pending {
             if let Some(gap) = self.coverage.gap() {
                 return Err(Violation::Incomplete { gap });
             }
+        }
+        if self.hopeless {
+            return Err(Violation::StatusOfNothing);
         }
         match self.owed.first() {
             Some(&context) => Err(Violation::MissingContext { context }),

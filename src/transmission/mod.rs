@@ -1,9 +1,10 @@
 //! Commands and replies, both sides.
 //!
 //! A server takes requests from a [`RequestDecoder`], asks [`Session::check`] what to do with
-//! each, and answers with heads from a [`ReplyEncoder`]. A client makes requests with a
-//! [`RequestEncoder`] and takes replies from a [`ReplyDecoder`], which knows what is in flight
-//! and believes nothing that it did not check.
+//! each, and answers with heads from a [`ReplyEncoder`]: in one piece, in [`Chunks`], or with the
+//! extents of a [`StatusReply`]. A client makes requests with a [`RequestEncoder`] and takes
+//! replies from a [`ReplyDecoder`], which knows what is in flight and believes nothing that it did
+//! not check; a [`ReadBuffer`] puts the data of a read together.
 //!
 //! Payload is never copied and never kept: decoders lend it from the caller's input, or let the
 //! caller read it straight to where it belongs; encoders return small [`Head`]s for vectored
@@ -36,7 +37,7 @@
 //!
 //! // The client takes the data and the news that this was all.
 //! let mut input = &wire[..];
-//! let data = ReplyEvent::Data { cookie: Cookie(1), offset: 512, bytes: b"data" };
+//! let data = ReplyEvent::Data { cookie: Cookie(1), offset: 512, bytes: b"data", left: 0 };
 //! assert_eq!(replies.next(&mut input)?, Some(data));
 //! let end = ReplyEvent::Finished { cookie: Cookie(1), result: Ok(()) };
 //! assert_eq!(replies.next(&mut input)?, Some(end));
@@ -47,17 +48,21 @@
 
 mod answer;
 mod check;
+mod chunks;
 pub mod client;
 mod coverage;
 mod head;
 mod in_flight;
 pub mod server;
+mod status;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Chunks, IllegalReply, ReplyEncoder};
+pub use answer::{IllegalReply, ReplyEncoder};
 pub use check::{Refusal, UnadvertisedCache};
-pub use client::{ReplyDecoder, ReplyEvent, RequestEncoder, Unsendable};
+pub use chunks::Chunks;
+pub use client::{ReadBuffer, ReplyDecoder, ReplyEvent, RequestEncoder, Unsendable, WrongBuffer};
 pub use head::Head;
 pub use in_flight::Unexpectable;
 pub use server::{RequestDecoder, RequestEvent};
+pub use status::StatusReply;

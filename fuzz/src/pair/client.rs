@@ -48,7 +48,6 @@ struct Asked {
     came: Vec<u8>,
     /// The contexts whose status has to come, and how many bytes of it came.
     contexts: BTreeMap<u32, u64>,
-    effect_length: u64,
 }
 
 pub(super) struct Client {
@@ -108,7 +107,6 @@ impl Client {
             expected: Vec::new(),
             came: Vec::new(),
             contexts,
-            effect_length: query.map_or(request.length, |query| query.effect_length()),
         };
         if verdict.is_ok() {
             self.execute(&mut asked, &payload);
@@ -241,6 +239,7 @@ impl Client {
                     cookie,
                     offset,
                     bytes,
+                    ..
                 } => self.data(cookie, offset, bytes),
                 ReplyEvent::Hole {
                     cookie,
@@ -253,11 +252,14 @@ impl Client {
                 ReplyEvent::Status {
                     cookie,
                     context,
+                    offset,
                     extents,
                 } => {
                     let sum: u64 = extents.map(|Extent { length, .. }| length).sum();
                     let asked = self.in_flight.get_mut(&cookie).expect("in flight");
-                    *asked.contexts.get_mut(&context).expect("asked for") += sum;
+                    let came = asked.contexts.get_mut(&context).expect("asked for");
+                    assert_eq!(offset, asked.request.offset + *came);
+                    *came += sum;
                 }
                 ReplyEvent::Error { .. } => {}
                 ReplyEvent::Finished { cookie, result } => self.finished(cookie, result),
@@ -278,8 +280,7 @@ impl Client {
         if result.is_ok() {
             assert_eq!(asked.refused, None);
             assert_eq!(asked.came, asked.expected, "not what was written");
-            let mut sums = asked.contexts.values();
-            assert!(sums.all(|&sum| sum == asked.effect_length));
+            assert!(asked.contexts.values().all(|&sum| sum > 0));
         }
     }
 

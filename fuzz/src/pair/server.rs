@@ -3,11 +3,10 @@
 use arbitrary::Arbitrary;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{ReplyStyle, Session};
-use nbd_proto::transmission::{Chunks, IllegalReply, ReplyEncoder, RequestDecoder, RequestEvent};
-use nbd_proto::wire::{
-    Chunk, ChunkType, CommandFlags, CommandType, Cookie, Errno, Extent, ReplyFlags, Request,
-    StatusChunk, StatusQuery,
+use nbd_proto::transmission::{
+    Chunks, IllegalReply, ReplyEncoder, RequestDecoder, RequestEvent, StatusReply,
 };
+use nbd_proto::wire::{CommandFlags, CommandType, Cookie, Errno, Extent, Request, StatusQuery};
 
 /// How a request is answered.
 #[derive(Debug, Arbitrary)]
@@ -18,6 +17,8 @@ pub(super) enum How {
     FailAt(u8, u16),
     /// A read in several chunks, each of which may be illegal.
     Chunks([Part; 6]),
+    /// A block status with extents that may be illegal: length and flags.
+    Status([(u16, u8); 6]),
 }
 
 #[derive(Debug, Arbitrary)]
@@ -35,8 +36,8 @@ struct Executed {
     refused: Option<Errno>,
     /// What was read.
     data: Vec<u8>,
-    /// The contexts whose status is asked for, and of how much.
-    contexts: Vec<u32>,
+    /// The payload of a block status request that has one, and how much it asks about.
+    query: Option<Vec<u8>>,
     effect_length: u64,
 }
 
@@ -111,7 +112,7 @@ impl Server {
             request,
             refused: Some(errno),
             data: Vec::new(),
-            contexts: Vec::new(),
+            query: None,
             effect_length: 0,
         });
     }
@@ -121,7 +122,7 @@ impl Server {
             request,
             refused: None,
             data: Vec::new(),
-            contexts: self.session.contexts().iter().map(|it| it.id).collect(),
+            query: None,
             effect_length: request.length,
         };
         let range = || {
@@ -137,8 +138,8 @@ impl Server {
                 if let Err(why) = self.session.check_status(&request, &query) {
                     return self.refuse(request, why.errno());
                 }
-                executed.contexts = query.ids().collect();
                 executed.effect_length = query.effect_length();
+                executed.query = Some(payload.to_vec());
             }
             _ => {}
         }
@@ -167,13 +168,13 @@ impl Server {
             (How::Fail(errno), None) => {
                 let errno = known(*errno);
                 self.encoder.error(request, errno, "it is so", out);
-                Err(errno)
+                Err(self.allowed(request, errno))
             }
             (How::FailAt(errno, at), None) => {
                 let (errno, at) = (known(*errno), request.offset + u64::from(*at % 1024));
                 let before = out.len();
                 match self.encoder.error_at(request, at, errno, "there", out) {
-                    Ok(()) => Err(errno),
+                    Ok(()) => Err(self.allowed(request, errno)),
                     Err(why) => {
                         assert_eq!((why, out.len()), (IllegalReply::OutOfRange, before));
                         self.fail(request, errno, out)
@@ -194,14 +195,43 @@ impl Server {
                     self.plain(&executed, out)
                 }
             },
-            (How::Plain, None) => self.plain(&executed, out),
+            (How::Status(extents), None) if request.kind == CommandType::BLOCK_STATUS => {
+                let unit = u64::from(self.session.block_sizes().minimum());
+                let extents = extents.map(|(length, flags)| Extent {
+                    length: u64::from(length % 512) * unit + u64::from(length >> 13 == 7),
+                    flags: u64::from(flags % 3),
+                });
+                self.status(&executed, &extents, out)
+            }
+            (How::Plain | How::Status(_), None) => self.plain(&executed, out),
         };
         Some((executed.request.cookie, result))
     }
 
     fn fail(&self, request: &Request, errno: Errno, out: &mut Vec<u8>) -> Result<(), Errno> {
         out.extend_from_slice(&self.encoder.fail(request, errno));
-        Err(errno)
+        Err(self.allowed(request, errno))
+    }
+
+    /// What an error becomes that the request may not have ("Error values").
+    fn allowed(&self, request: &Request, errno: Errno) -> Errno {
+        let structured = self.session.reply_style() != ReplyStyle::Simple;
+        let large = request.length > u64::from(self.session.block_sizes().max_payload());
+        let fast = request.flags.contains(CommandFlags::FAST_ZERO);
+        let fine = match (errno, request.kind) {
+            (Errno::ENOTSUP, kind) => fast && kind == CommandType::WRITE_ZEROES,
+            (Errno::EOVERFLOW, CommandType::READ) => structured,
+            (Errno::EOVERFLOW, kind) => {
+                let without_payload = [
+                    CommandType::TRIM,
+                    CommandType::CACHE,
+                    CommandType::WRITE_ZEROES,
+                ];
+                large && without_payload.contains(&kind)
+            }
+            _ => true,
+        };
+        if fine { errno } else { Errno::EINVAL }
     }
 
     fn plain(&self, executed: &Executed, out: &mut Vec<u8>) -> Result<(), Errno> {
@@ -212,52 +242,47 @@ impl Server {
                 out.extend_from_slice(&head.expect("it was checked"));
                 out.extend_from_slice(&executed.data);
             }
-            CommandType::BLOCK_STATUS if executed.contexts.is_empty() => {
-                return self.fail(request, Errno::EIO, out);
-            }
-            CommandType::BLOCK_STATUS => self.status(executed, out),
+            CommandType::BLOCK_STATUS => return self.status(executed, &[], out),
             _ => out.extend_from_slice(&self.encoder.ok(request)),
         }
         Ok(())
     }
 
-    /// One extent for every context.
-    fn status(&self, executed: &Executed, out: &mut Vec<u8>) {
+    /// These extents for every context, or one of the whole; an error if they cannot be sent.
+    fn status(
+        &self,
+        executed: &Executed,
+        extents: &[Extent],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
         let request = &executed.request;
-        let extended = self.session.reply_style() == ReplyStyle::Extended;
-        for (at, &context) in executed.contexts.iter().enumerate() {
-            let extents = [Extent {
-                length: executed.effect_length,
-                flags: context.into(),
-            }];
-            let mut payload = Vec::new();
-            let (kind, encoded) = if extended {
-                let kind = ChunkType::BLOCK_STATUS_EXT;
-                let encoded = StatusChunk::encode_extended(context, extents, &mut payload);
-                (kind, encoded)
-            } else {
-                let kind = ChunkType::BLOCK_STATUS;
-                (kind, StatusChunk::encode(context, extents, &mut payload))
-            };
-            encoded.expect("legal");
-            let last = at + 1 == executed.contexts.len();
-            let chunk = Chunk {
-                flags: if last {
-                    ReplyFlags::DONE
-                } else {
-                    ReplyFlags::empty()
-                },
-                kind,
-                cookie: request.cookie,
-                length: payload.len() as u64,
-            };
-            if extended {
-                out.extend_from_slice(&chunk.to_extended(request.offset));
-            } else {
-                out.extend_from_slice(&chunk.to_structured().expect("short"));
+        let reply = match &executed.query {
+            Some(payload) => {
+                let query = StatusQuery::parse(payload).expect("it was checked");
+                StatusReply::for_query(&self.session, request, &query)
             }
-            out.append(&mut payload);
+            None => StatusReply::new(&self.session, request),
+        };
+        let mut reply = reply.expect("it was checked");
+        assert_eq!(reply.effect_length(), executed.effect_length);
+        let whole = [Extent {
+            length: executed.effect_length,
+            flags: 0,
+        }];
+        let extents = if extents.is_empty() { &whole } else { extents };
+        while let Some(id) = reply.owed() {
+            let before = out.len();
+            match reply.context(id, extents.iter().copied(), out) {
+                Ok(covered) => assert!(covered > 0 && out.len() > before),
+                Err(_) => {
+                    assert_eq!(out.len(), before);
+                    let told = reply.error(Errno::EIO, "odd", out);
+                    told.expect("not ended");
+                    return Err(Errno::EIO);
+                }
+            }
         }
+        Ok(())
     }
 
     pub(super) fn check_end(&self) {
@@ -308,14 +333,14 @@ fn send_chunks(
                 }
             }
             Part::ErrorAt(at, errno) => {
-                let (offset, errno) = (place(at), known(errno));
+                let (offset, errno) = (place(at), for_read(errno));
                 if chunks.error_at(offset, errno, "there", out).is_ok() {
                     assert!(data(offset, 1).is_some());
                     result = result.and(Err(errno));
                 }
             }
             Part::Error(errno) => {
-                let errno = known(errno);
+                let errno = for_read(errno);
                 if chunks.error(errno, "all of it", out).is_ok() {
                     result = result.and(Err(errno));
                 }
@@ -346,4 +371,12 @@ fn send_chunks(
 
 fn known(errno: u8) -> Errno {
     Errno::KNOWN[usize::from(errno) % Errno::KNOWN.len()]
+}
+
+/// An error that a read may have.
+fn for_read(errno: u8) -> Errno {
+    match known(errno) {
+        Errno::ENOTSUP => Errno::EINVAL,
+        errno => errno,
+    }
 }

@@ -5,13 +5,13 @@ mod chunk;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::super::in_flight::{InFlight, Pending, Unexpectable};
+use super::super::in_flight::{Bounds, InFlight, Pending, Unexpectable};
 use super::{Fatal, Violation};
 use crate::limits::Limits;
 use crate::session::{ReplyStyle, Session};
 use crate::wire::{
-    Chunk, CommandFlags, CommandType, Cookie, EXTENDED_REPLY_MAGIC, Errno, Extents, Request,
-    SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply, StatusQuery,
+    Chunk, CommandFlags, CommandType, Cookie, DataHead, EXTENDED_REPLY_MAGIC, Errno, Extents,
+    Request, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply, StatusQuery,
 };
 
 /// What a server said.
@@ -29,6 +29,8 @@ pub enum ReplyEvent<'b> {
         offset: u64,
         /// The data.
         bytes: &'b [u8],
+        /// How many bytes of the same chunk are still to come.
+        left: u64,
     },
     /// A part of what was asked for that reads as zeroes.
     Hole {
@@ -46,7 +48,9 @@ pub enum ReplyEvent<'b> {
         cookie: Cookie,
         /// The id of the meta context.
         context: u32,
-        /// The extents.
+        /// Where in the export the first of the extents begins, in bytes.
+        offset: u64,
+        /// The extents, one behind the other. They lie within the export.
         extents: Extents<'b>,
     },
     /// The request will fail; here is why. The end of the reply is yet to come.
@@ -70,6 +74,20 @@ pub enum ReplyEvent<'b> {
         /// [`Errno::EINVAL`].
         result: Result<(), Errno>,
     },
+}
+
+impl ReplyEvent<'_> {
+    /// The request that the event is about.
+    #[must_use]
+    pub const fn cookie(&self) -> Cookie {
+        match *self {
+            Self::Data { cookie, .. }
+            | Self::Hole { cookie, .. }
+            | Self::Status { cookie, .. }
+            | Self::Error { cookie, .. }
+            | Self::Finished { cookie, .. } => cookie,
+        }
+    }
 }
 
 /// Data that comes next in the stream: where it belongs, and how much of it is left.
@@ -100,7 +118,10 @@ pub struct ReplyDecoder {
     max_read: u64,
     max_drain: u64,
     max_chunks: u32,
+    max_extents: u32,
+    bounds: Bounds,
     in_flight: InFlight,
+    shutting_down: bool,
     phase: Phase,
     // The chunk at hand: whose it is, whether it is the last, how much of it is still to come.
     cookie: Cookie,
@@ -174,7 +195,13 @@ impl ReplyDecoder {
             max_read: max_read.into(),
             max_drain: limits.max_drain().into(),
             max_chunks: limits.max_chunks(),
+            max_extents: limits.max_extents(),
+            bounds: Bounds {
+                size: session.size(),
+                minimum: session.block_sizes().minimum().into(),
+            },
             in_flight: InFlight::new(capacity),
+            shutting_down: false,
             phase: Phase::Header,
             cookie: Cookie(0),
             last: false,
@@ -212,7 +239,19 @@ impl ReplyDecoder {
         request: &Request,
         query: &StatusQuery<'_>,
     ) -> Result<(), Unexpectable> {
-        self.expect_range(request, query.effect_length(), query.ids().collect())
+        // The server "detects duplicate or unknown metacontext ids"; and no more are kept than
+        // there are contexts.
+        let ids = query.ids();
+        let known = |id| self.contexts.contains(&id);
+        let is_repeated = |(at, id)| query.ids().take(at).any(|earlier| earlier == id);
+        if ids.len() == 0
+            || ids.len() > self.contexts.len()
+            || !ids.clone().all(known)
+            || ids.clone().enumerate().any(is_repeated)
+        {
+            return Err(Unexpectable::BadContexts);
+        }
+        self.expect_range(request, query.effect_length(), ids.collect())
     }
 
     fn expect_range(
@@ -243,6 +282,14 @@ impl ReplyDecoder {
     /// The requests that are not answered yet, in the order of their cookies.
     pub fn unanswered(&self) -> impl Iterator<Item = &Request> {
         self.in_flight.iter()
+    }
+
+    /// Whether the server has answered a request with `ESHUTDOWN`. The client then has to
+    /// disconnect: no more requests, a [`disconnect`](Request::disconnect) once the others are
+    /// answered (proto.md "Terminating the transmission phase").
+    #[must_use]
+    pub const fn is_shutting_down(&self) -> bool {
+        self.shutting_down
     }
 
     /// The most bytes that can be taken before the next decision: what is left of the header or of
@@ -400,6 +447,7 @@ impl ReplyDecoder {
         self.left = chunk.length;
         let (style, max_chunks) = (self.style, self.max_chunks);
         let (max_payload, max_drain) = (self.max_payload, self.max_drain);
+        let max_extents = self.max_extents;
         self.phase = self.with_request(|pending| {
             // proto.md "Extended reply chunk message": the offset MUST match the request.
             if let Some(found) = offset
@@ -413,13 +461,17 @@ impl ReplyDecoder {
             // larger than any advertised maximum payload size"
             let limit = match phase {
                 Phase::ErrorHead { .. } => max_drain,
-                _ => max_payload.saturating_add(8),
+                Phase::StatusHead => max_payload.saturating_add(chunk::status_head_len(style)),
+                _ => max_payload.saturating_add(DataHead::LEN as u64),
             };
             if chunk.length > limit {
                 return Err(Violation::ChunkTooLarge {
                     length: chunk.length,
                     limit,
                 });
+            }
+            if phase == Phase::StatusHead {
+                chunk::check_count(chunk.length, style, max_extents)?;
             }
             Ok(phase)
         })?;
@@ -435,6 +487,7 @@ impl ReplyDecoder {
         // A request whose reply ends badly stays unanswered.
         let result = self.with_request(|pending| pending.finish())?;
         self.in_flight.remove(cookie);
+        self.shutting_down |= result == Err(Errno::ESHUTDOWN);
         Ok(Step::Event(ReplyEvent::Finished { cookie, result }))
     }
 

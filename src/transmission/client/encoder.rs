@@ -1,9 +1,12 @@
 //! Requests, as a client sends them.
 
+use alloc::vec::Vec;
+use core::ops::Range;
+
 use super::super::check::Refusal;
 use super::super::head::Head;
 use crate::session::{ReplyStyle, Session};
-use crate::wire::{CommandFlags, CommandType, Request, TooLong};
+use crate::wire::{CommandFlags, CommandType, Cookie, Request, StatusQuery, TooLong};
 
 /// Why a request cannot be sent in this session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +62,45 @@ impl RequestEncoder {
             Ok(Head::of(&request.to_extended()))
         } else {
             Ok(Head::of(&request.to_compact()?))
+        }
+    }
+
+    /// Appends a block status request that asks for some of the selected contexts only, header and
+    /// payload. Returns the request, for
+    /// [`ReplyDecoder::expect_status`](super::ReplyDecoder::expect_status) together with the
+    /// payload, which is what was appended after the header.
+    ///
+    /// `flags` may have `REQ_ONE` and `FUA`; [`PAYLOAD_LEN`](CommandFlags::PAYLOAD_LEN) is added.
+    ///
+    /// # Errors
+    ///
+    /// If the session does not have such requests, or has no such contexts, or one is named twice,
+    /// or the range is not one that can be asked about. Nothing is appended then.
+    pub fn status_query(
+        &self,
+        cookie: Cookie,
+        flags: CommandFlags,
+        range: Range<u64>,
+        contexts: &[u32],
+        out: &mut Vec<u8>,
+    ) -> Result<Request, Unsendable> {
+        let count = u32::try_from(contexts.len()).map_err(|_| Refusal::BadStatusPayload)?;
+        let length = StatusQuery::len_for(count);
+        let request = Request::block_status(cookie, range.start, length)
+            .with_flags(flags | CommandFlags::PAYLOAD_LEN);
+        let head = self.encode(&request)?;
+        let start = out.len();
+        out.extend_from_slice(&head);
+        let payload = out.len();
+        let effect_length = range.end.saturating_sub(range.start);
+        StatusQuery::encode(effect_length, contexts, out);
+        let payload = out.get(payload..).unwrap_or_default();
+        match self.session.check_status_payload(&request, payload) {
+            Ok(_) => Ok(request),
+            Err(why) => {
+                out.truncate(start);
+                Err(why.into())
+            }
         }
     }
 

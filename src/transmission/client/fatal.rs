@@ -156,4 +156,22 @@ pub enum Violation {
     /// An extent that begins beyond the end of the request.
     #[error("an extent beyond the end of the request")]
     ExtentBeyondRequest,
+    /// An extent that reaches beyond the end of the export.
+    #[error("an extent beyond the end of the export")]
+    ExtentBeyondExport,
+    /// An extent that ends between two blocks of the minimum size, and not at the end of the
+    /// export.
+    #[error("an extent that does not end at a multiple of the minimum block size")]
+    UnalignedExtent,
+    /// More extents in one chunk than the limits allow.
+    #[error("a chunk of {count} extents, more than {limit}")]
+    TooManyExtents {
+        /// How many there are.
+        count: u64,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// Success of a block status request where no contexts were selected.
+    #[error("success of a block status request without contexts")]
+    StatusOfNothing,
 }

@@ -5,7 +5,8 @@
 //! that is complete and broke no rule, and says of every broken rule which it was.
 //!
 //! Neither keeps data: what was read is lent from the input, or read by the caller straight to
-//! where it belongs.
+//! where it belongs. A [`ReadBuffer`] puts it together, and knows after an error which bytes are
+//! good.
 //!
 //! ```
 //! use nbd_proto::limits::Limits;
@@ -34,7 +35,9 @@
 mod decoder;
 mod encoder;
 mod fatal;
+mod read_buffer;
 
 pub use decoder::{Payload, ReplyDecoder, ReplyEvent};
 pub use encoder::{RequestEncoder, Unsendable};
 pub use fatal::{Fatal, Violation};
+pub use read_buffer::{ReadBuffer, WrongBuffer};

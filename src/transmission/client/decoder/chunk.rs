@@ -32,6 +32,7 @@ impl ReplyDecoder {
             cookie: self.cookie,
             offset: at,
             bytes,
+            left: self.left,
         })
     }
 
@@ -204,11 +205,13 @@ impl ReplyDecoder {
         }
         let whole = (input.len() / width).saturating_mul(width);
         let extents = Extents::new(first, self.lend(whole as u64, input), extended);
-        let sum = self.with_request(|pending| {
-            extents.clone().try_fold(before, |sum, extent| {
-                pending.extent(extent, sum)?;
-                Ok(sum.saturating_add(extent.length))
-            })
+        let bounds = self.bounds;
+        let (offset, sum) = self.with_request(|pending| {
+            let mut extents = extents.clone();
+            let sum =
+                extents.try_fold(before, |sum, extent| pending.extent(extent, sum, bounds))?;
+            // Cannot overflow: it was checked with the extents before.
+            Ok((pending.request.offset.saturating_add(before), sum))
         })?;
         self.phase = if self.left == 0 {
             Phase::End
@@ -221,9 +224,36 @@ impl ReplyDecoder {
         Ok(Step::Event(ReplyEvent::Status {
             cookie: self.cookie,
             context,
+            offset,
             extents,
         }))
     }
+}
+
+/// The size of what precedes the descriptors of block status, in bytes.
+pub(super) const fn status_head_len(style: ReplyStyle) -> u64 {
+    match style {
+        ReplyStyle::Simple | ReplyStyle::Structured => 4,
+        ReplyStyle::Extended => 8,
+    }
+}
+
+/// Compares the number of descriptors in a block status chunk, which follows from its length, with
+/// the limit.
+pub(super) const fn check_count(
+    length: u64,
+    style: ReplyStyle,
+    limit: u32,
+) -> Result<(), Violation> {
+    let width = match style {
+        ReplyStyle::Simple | ReplyStyle::Structured => Extent::COMPACT_LEN,
+        ReplyStyle::Extended => Extent::EXTENDED_LEN,
+    };
+    let count = length.saturating_sub(status_head_len(style)) / width as u64;
+    if count > limit as u64 {
+        return Err(Violation::TooManyExtents { count, limit });
+    }
+    Ok(())
 }
 
 /// What the payload of a chunk is, for a command in a style (proto.md "Structured reply types").
