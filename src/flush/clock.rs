@@ -13,6 +13,11 @@ impl Stamp {
         Self(stamp)
     }
 
+    #[cfg(test)]
+    pub(super) const fn raw(self) -> u64 {
+        self.0
+    }
+
     pub(super) const fn happened(self) -> bool {
         self.0 != 0
     }
@@ -20,11 +25,17 @@ impl Stamp {
 
 /// Counts events. It cannot wrap: at a billion events a second it would take centuries.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Clock(u64);
 
 impl Clock {
     pub(super) const fn new() -> Self {
         Self(0)
+    }
+
+    #[cfg(test)]
+    pub(super) const fn set(&mut self, now: Stamp) {
+        self.0 = now.0;
     }
 
     /// A moment later than all before.

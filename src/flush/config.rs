@@ -155,6 +155,7 @@ words!(ThreadModel, "parallel or serialize_connections",
 /// # Ok::<(), nbd_proto::flush::UnknownValue>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Config {
     mode: Mode,
     track_dirty: TrackDirty,
@@ -301,6 +302,7 @@ impl Default for Config {
 
 /// What one backend handle can do. Be honest: the promise to the clients rests on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Backend {
     pub(super) flush: bool,
     pub(super) fua: bool,

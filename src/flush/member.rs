@@ -17,6 +17,7 @@ use crate::wire::Errno;
 /// advanced at that moment: commands that begin later count in the next one. This costs a read or
 /// write no more than a counter.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct InFlight {
     generation: u64,
     count: u32,
@@ -27,6 +28,7 @@ pub(super) struct InFlight {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 struct Generation {
     number: u64,
     count: u32,
@@ -89,6 +91,16 @@ impl InFlight {
         self.generation
     }
 
+    #[cfg(test)]
+    fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        // Without a command in flight it means nothing.
+        if self.count == 0 {
+            self.first = Stamp::NEVER;
+        }
+        visit(&mut self.first);
+        self.older.iter_mut().for_each(|it| visit(&mut it.first));
+    }
+
     /// When the oldest command in flight began, or a little earlier.
     pub(super) fn oldest(&self) -> Option<Stamp> {
         match self.older.first() {
@@ -101,6 +113,7 @@ impl InFlight {
 
 /// Who waits for a flush of a handle, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Need {
     /// The round of a group, by its key.
     Round(Key),
@@ -118,6 +131,7 @@ pub(super) enum Need {
 
 /// A backend flush that was handed out.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Running {
     pub(super) start: Stamp,
     /// The oldest command that was in flight when it started.
@@ -130,6 +144,7 @@ pub(super) struct Running {
 
 /// A command that waits until its handle may serve.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Held<T> {
     pub(super) command: Command,
     pub(super) tag: T,
@@ -148,6 +163,7 @@ pub(super) enum List {
 
 /// What only a handle with a flush on it, or before it, needs.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Work<T> {
     pub(super) running: Option<Running>,
     /// A flush action waits to be taken by the caller.
@@ -205,6 +221,7 @@ impl<T> Work<T> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Phase {
     /// The backend handle is being opened: it may be loading already, but serves nobody.
     Opening,
@@ -215,6 +232,7 @@ pub(super) enum Phase {
 
 /// One connection.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Member<C, T> {
     pub(super) key: C,
     pub(super) group: Key,
@@ -339,6 +357,63 @@ impl<C, T> Member<C, T> {
         }
         self.unused = false;
         self.in_flight.begin(now)
+    }
+
+    #[cfg(test)]
+    pub(super) fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let Self {
+            key: _,
+            group: _,
+            phase: _,
+            backend: _,
+            in_flight,
+            modifying: _,
+            last_mod,
+            covered,
+            oldest_load,
+            gate,
+            unused: _,
+            places: _,
+            unreported,
+            failed: _,
+            dropped: _,
+            visited,
+            purged,
+            pending: _,
+            ranges: _,
+            order_requested: _,
+            gave_up: _,
+            work,
+        } = self;
+        in_flight.each_stamp(visit);
+        for stamp in [last_mod, covered, oldest_load, gate, visited, purged] {
+            visit(stamp);
+        }
+        unreported.iter_mut().for_each(|(_, at)| visit(at));
+        if let Some(running) = work.as_mut().and_then(|work| work.running.as_mut()) {
+            let Running {
+                start,
+                oldest_in_flight,
+                first_after,
+                writes_out: _,
+            } = running;
+            visit(start);
+            oldest_in_flight.iter_mut().for_each(&mut *visit);
+            first_after.iter_mut().for_each(visit);
+        }
+    }
+
+    /// The generations of commands that it remembers.
+    #[cfg(test)]
+    pub(super) fn each_generation(&mut self, visit: &mut dyn FnMut(&mut u64)) {
+        visit(&mut self.in_flight.generation);
+        let older = self.in_flight.older.iter_mut();
+        older.for_each(|it| visit(&mut it.number));
+        self.dropped.iter_mut().for_each(|(until, _)| visit(until));
+        if let Some(work) = &mut self.work {
+            let draining = work.draining.iter_mut();
+            draining.for_each(|(generation, _)| visit(generation));
+        }
     }
 
     /// Whether a flush has covered something since its ranges were last purged.

@@ -149,6 +149,8 @@ mod clock;
 mod command;
 mod config;
 mod coordinator;
+#[cfg(test)]
+mod exhaustive;
 mod fua;
 mod group;
 mod handle;
