@@ -391,7 +391,9 @@ impl Server {
             What::Read { cell } => Command::new(CommandType::READ, cell as u64, 1),
             What::Flush => Command::FLUSH,
         };
-        let decision = self.coordinator.command(self.handles[conn].conn, command, id);
+        let decision = self
+            .coordinator
+            .command(self.handles[conn].conn, command, id);
         self.decide(decision);
     }
 
@@ -466,7 +468,11 @@ impl Server {
             fetched,
             covered,
         } = self.executing.remove(at);
-        let how = if early { ", late with what it found" } else { "" };
+        let how = if early {
+            ", late with what it found"
+        } else {
+            ""
+        };
         self.log.push(format!("[{} ends{how}]", self.name(id)));
         let cells = &mut self.handles[conn].cells;
         let found = fetched.filter(|_| early).unwrap_or(self.store);

@@ -370,6 +370,12 @@ impl Model for Setup {
             Property::always("no handle is flushed without need", |_, it| {
                 is_not(it, Wrong::Unneeded)
             }),
+            Property::always("with level off each flush reaches the backend", |_, it| {
+                is_not(it, Wrong::Unreached)
+            }),
+            Property::always("a round visits all, whatever fails", |_, it| {
+                is_not(it, Wrong::Unvisited)
+            }),
             Property::always("a flush takes two rounds at most", |_, it| {
                 is_not(it, Wrong::Rounds)
             }),

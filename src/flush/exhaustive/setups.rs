@@ -152,7 +152,9 @@ pub(super) fn fua(more: u8) -> Vec<Setup> {
     short.name += ", shorter";
     short.budget.commands -= 1;
     let mut all = with_each_kind(at_each_level(&short));
-    all.push(long);
+    if more == 0 {
+        all.push(long);
+    }
     all
 }
 
@@ -210,8 +212,10 @@ pub(super) fn coming_and_going(more: u8) -> Vec<Setup> {
     failing.budget.disconnects = 2;
     failing.budget.fuas = more;
     let mut all = with_each_kind(at_each_level(&short));
-    all.push(long);
-    all.extend(with_each_policy(&[losing, failing]));
+    if more == 0 {
+        all.push(long);
+        all.extend(with_each_policy(&[losing, failing]));
+    }
     all
 }
 
@@ -237,6 +241,7 @@ pub(super) fn order(more: u8) -> Vec<Setup> {
     cells.name += ", two cells";
     cells.cells = 2;
     cells.budget.wide = 2;
+    cells.budget.fuas = more;
     let mut merged = cells.clone();
     merged.name += ", one range";
     merged.config = merged.config.with_max_ranges(1);
@@ -250,8 +255,10 @@ pub(super) fn order(more: u8) -> Vec<Setup> {
     granule.budget.flush_faults = more;
     let mut all = at_each_level(&overlapping);
     all.extend(with_each_policy(&[failing]));
-    all.extend([long, cells, merged]);
-    all.extend(with_each_kind(vec![granule]));
+    if more == 0 {
+        all.extend([long, cells, merged]);
+        all.extend(with_each_kind(vec![granule]));
+    }
     all
 }
 
@@ -262,10 +269,7 @@ pub(super) fn shared(more: u8) -> Vec<Setup> {
         writes: 2,
         fuas: 1,
         flushes: 2,
-        write_backs: more,
         flush_faults: 1,
-        write_faults: more,
-        disconnects: more,
         losses: 1,
         ..NOTHING
     };
@@ -356,6 +360,7 @@ pub(super) fn lazy(more: u8) -> Vec<Setup> {
     failing.name += ", failing";
     failing.budget.flush_faults = 1;
     failing.budget.losses = 1;
+    failing.budget.fuas = more;
     let mut all = with_each_policy(&[failing]);
     all.push(plain);
     all
