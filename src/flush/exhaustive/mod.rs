@@ -120,5 +120,5 @@ topics! {
     a_shared_cache_is_flushed_through_any_handle: shared, 120_000, larger 1_900_000;
     handles_that_cache_nothing_may_stand_beside_others: through, 85_000, larger 900_000;
     without_multi_conn_each_connection_has_its_own_promise: alone, 45_000, larger 3_000_000;
-    actions_may_be_taken_late: lazy, 50_000;
+    actions_may_be_taken_late: lazy, 20_000;
 }

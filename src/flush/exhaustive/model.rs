@@ -5,7 +5,9 @@ use core::fmt;
 
 use stateright::{Model, Property};
 
-use super::world::{Budget, Caches, Load, Outcome, Phase, Setup, Span, What, World, Wrong};
+use super::world::{
+    Budget, Caches, Executing, Load, Outcome, Phase, Setup, Span, What, World, Wrong,
+};
 
 /// Something that happens.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -225,7 +227,7 @@ impl Setup {
                 steps.push(Step::Disconnect { conn });
             }
             if losses > 0 && (open || handle.phase == Phase::Leaving) {
-                let mut writing = world.executing.iter().map(|it| it.on());
+                let mut writing = world.executing.iter().map(Executing::on);
                 let landed = false;
                 steps.push(Step::Lose { conn, landed });
                 if writing.any(|(on, what)| on == conn && matches!(what, What::Write { .. })) {
