@@ -22,6 +22,7 @@ type Scope = Option<Key>;
 
 /// A command that waits because of what it must not overtake.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Parked<T> {
     pub(super) member: Key,
     range: Range,
@@ -31,6 +32,7 @@ pub(super) struct Parked<T> {
 
 /// What is acknowledged, but has not completed, and who waits for that.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Unsettled<T> {
     /// By when they were acknowledged.
     acknowledged: BTreeMap<(Scope, Stamp), (Key, Option<Range>)>,
@@ -52,6 +54,25 @@ impl<T> Unsettled<T> {
             parked: VecDeque::new(),
             flushes: BTreeMap::new(),
             fences: Vec::new(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let Self {
+            acknowledged,
+            places: _,
+            parked: _,
+            flushes,
+            fences: _,
+        } = self;
+        for ((scope, mut at), it) in core::mem::take(acknowledged) {
+            visit(&mut at);
+            acknowledged.insert((scope, at), it);
+        }
+        for ((scope, mut at), it) in core::mem::take(flushes) {
+            visit(&mut at);
+            flushes.insert((scope, at), it);
         }
     }
 

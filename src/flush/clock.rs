@@ -13,6 +13,11 @@ impl Stamp {
         Self(stamp)
     }
 
+    #[cfg(test)]
+    pub(super) const fn raw(self) -> u64 {
+        self.0
+    }
+
     pub(super) const fn happened(self) -> bool {
         self.0 != 0
     }
@@ -20,6 +25,7 @@ impl Stamp {
 
 /// Counts events. It cannot wrap: at a billion events a second it would take centuries.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Clock(u64);
 
 impl Clock {
@@ -30,6 +36,11 @@ impl Clock {
     /// How many events ago that was.
     pub(super) const fn since(&self, stamp: Stamp) -> u64 {
         self.0.saturating_sub(stamp.0)
+    }
+
+    #[cfg(test)]
+    pub(super) const fn set(&mut self, now: Stamp) {
+        self.0 = now.0;
     }
 
     /// A moment later than all before.

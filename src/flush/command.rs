@@ -15,6 +15,7 @@ pub struct Conn(pub(super) Key);
 
 /// A client's command, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Command {
     /// What is to be done.
     pub kind: CommandType,
@@ -50,6 +51,7 @@ impl Command {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Fua {
     /// Not asked for, or without meaning for the command.
     No,
@@ -65,6 +67,7 @@ pub(super) enum Fua {
 /// [`FlushCoordinator::complete`].
 #[must_use = "a command that never completes holds up flushes for ever"]
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct Op {
     pub(super) member: Key,
     pub(super) generation: Stamp,
@@ -150,6 +153,7 @@ pub enum Decision<T> {
 /// Something to be done by the caller.
 #[must_use]
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 #[non_exhaustive]
 pub enum Action<C, T> {
     /// Execute a command that had to wait; first answer the client with success, if it is

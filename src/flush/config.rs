@@ -230,6 +230,7 @@ words!(ThreadModel, "parallel, serialize_requests or serialize_connections",
 /// # Ok::<(), nbd_proto::flush::UnknownValue>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Config {
     mode: Mode,
     track_dirty: TrackDirty,
@@ -407,6 +408,7 @@ impl Default for Config {
 bitflags! {
     /// One byte for all, because every connection has it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[cfg_attr(test, derive(Hash))]
     struct Abilities: u8 {
         const FLUSH = 1 << 0;
         const FUA = 1 << 1;
@@ -420,6 +422,7 @@ bitflags! {
 
 /// What one backend handle can do. Be honest: the promise to the clients rests on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Backend(Abilities);
 
 impl Backend {

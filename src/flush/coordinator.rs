@@ -18,6 +18,7 @@ use super::waiting::Place;
 use crate::wire::{CommandType, Errno};
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub(super) enum Pending<C, T> {
     /// Flush a handle; what the flush covers is known when it is taken.
     Flush(Key),
@@ -34,6 +35,7 @@ pub(super) enum Pending<C, T> {
 
 /// A FUA command that was executed and waits for its flush.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct FuaWait<T> {
     pub(super) member: Key,
     pub(super) tag: T,
@@ -43,6 +45,7 @@ pub(super) struct FuaWait<T> {
 
 /// Keeps the flush promise for all connections of a server. See the [module](super).
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct FlushCoordinator<C, E, T> {
     pub(super) config: Config,
     pub(super) clock: Clock,

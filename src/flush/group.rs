@@ -14,6 +14,7 @@ use crate::wire::Errno;
 
 /// A client that waits for a flush.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Waiter<T> {
     pub(super) member: Key,
     pub(super) tag: T,
@@ -22,6 +23,7 @@ pub(super) struct Waiter<T> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Step {
     /// Every handle with uncovered modifications is written out, all at once.
     WriteOut,
@@ -31,6 +33,7 @@ pub(super) enum Step {
 
 /// A flush of the whole group, on behalf of one or more clients.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Round<T> {
     /// It covers what completed before.
     pub(super) start: Stamp,
@@ -43,6 +46,7 @@ pub(super) struct Round<T> {
 
 /// A modification that waits until others' overlapping ones are written out.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct OrderWait<T> {
     pub(super) member: Key,
     pub(super) range: Range,
@@ -59,6 +63,7 @@ pub(super) struct OrderWait<T> {
 ///
 /// Two entries are enough to know, for any handle, when another one last wrote something out.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct WriteOuts {
     latest: Option<(Stamp, Key)>,
     by_another: Stamp,
@@ -100,6 +105,7 @@ pub(super) enum Path {
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Group<E, T> {
     /// The export whose connections these are, if they are grouped by export.
     pub(super) export: Option<E>,
@@ -278,6 +284,51 @@ impl<E, T> Group<E, T> {
     /// One flush, on any handle, covers what completed on all.
     pub(super) fn covers_all(&self) -> bool {
         self.multi_conn == Some(true)
+    }
+
+    #[cfg(test)]
+    pub(super) fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let Self {
+            export: _,
+            lists: _,
+            piles,
+            shared,
+            counters,
+            open: _,
+            writable: _,
+            cannot_flush: _,
+            multi_conn: _,
+            flush: _,
+            last_mod,
+            last_change,
+            covered_all,
+            write_outs: WriteOuts { latest, by_another },
+            maybe_stale: _,
+            failed: _,
+            failed_at,
+            failed_reported: _,
+            lost,
+            round,
+            waiting: _,
+            waiting_failed: _,
+            ranges,
+            orphans: _,
+            order_waiting,
+            unsettled,
+        } = self;
+        // What is counted decides nothing.
+        piles.fill(Pile::default());
+        *shared = Pile::default();
+        *counters = Counters::default();
+        order_waiting.renumber();
+        unsettled.each_stamp(visit);
+        for stamp in [last_mod, last_change, covered_all, by_another, failed_at] {
+            visit(stamp);
+        }
+        latest.iter_mut().for_each(|(at, _)| visit(at));
+        lost.iter_mut().for_each(|(_, at)| visit(at));
+        round.iter_mut().for_each(|round| visit(&mut round.start));
+        ranges.each_stamp(visit);
     }
 
     /// Whether it can be forgotten: nobody is in it, and nobody has to be told anything.

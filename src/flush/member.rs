@@ -19,6 +19,7 @@ use crate::wire::Errno;
 /// advanced at that moment: commands that begin later count in the next one. This costs a read or
 /// write no more than a counter.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct InFlight {
     /// The current generation.
     generation: Stamp,
@@ -35,6 +36,7 @@ pub(super) struct InFlight {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 struct Generation {
     began: Stamp,
     count: u32,
@@ -106,6 +108,25 @@ impl InFlight {
         self.generation
     }
 
+    #[cfg(test)]
+    fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let Self {
+            generation,
+            count,
+            modifying: _,
+            older,
+        } = self;
+        if *count == 0 {
+            // It only has to be later than the earlier ones.
+            let latest = older.as_ref().and_then(|older| older.last());
+            let first = Stamp::from_raw(generation.happened().into());
+            *generation = latest.map_or(first, |latest| latest.began);
+        }
+        visit(generation);
+        let older = older.iter_mut().flat_map(|older| older.iter_mut());
+        older.for_each(|it| visit(&mut it.began));
+    }
+
     /// When the oldest command in flight began, or a little earlier.
     pub(super) fn oldest(&self) -> Option<Stamp> {
         let current = (self.count > 0).then_some(self.generation);
@@ -115,6 +136,7 @@ impl InFlight {
 
 /// Who waits for a flush of a handle, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Need {
     /// The round of a group, by its key.
     Round(Key),
@@ -132,6 +154,7 @@ pub(super) enum Need {
 
 /// A backend flush that was handed out.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Running {
     pub(super) start: Stamp,
     /// The oldest command that was in flight when it started.
@@ -146,6 +169,7 @@ pub(super) struct Running {
 
 /// A command that waits until its handle may serve.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Held<T> {
     pub(super) command: Command,
     pub(super) tag: T,
@@ -164,6 +188,7 @@ pub(super) enum List {
 
 /// Where a member stands on a list, if it does: an `Option<u32>` of half the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) struct Place(u32);
 
 impl Place {
@@ -182,6 +207,7 @@ impl Place {
 /// What most connections do not need: about flushes on their handle, or before one, and about
 /// failures.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Work<T> {
     pub(super) running: Option<Running>,
     /// A flush action waits to be taken by the caller.
@@ -265,6 +291,43 @@ impl<T> Work<T> {
             && self.calls.is_empty()
     }
 
+    #[cfg(test)]
+    fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let Self {
+            running,
+            queued: _,
+            joined: _,
+            next: _,
+            draining,
+            gate,
+            held: _,
+            order_requested: _,
+            gave_up: _,
+            unreported,
+            failed: _,
+            dropped,
+            calls: _,
+        } = self;
+        visit(gate);
+        draining.iter_mut().for_each(|(at, _)| visit(at));
+        unreported.iter_mut().for_each(|(_, at)| visit(at));
+        dropped.iter_mut().for_each(|(at, _)| visit(at));
+        if let Some(running) = running {
+            let Running {
+                start,
+                oldest_in_flight,
+                first_after,
+                writes_out: _,
+                count,
+            } = running;
+            visit(start);
+            oldest_in_flight.iter_mut().for_each(&mut *visit);
+            first_after.iter_mut().for_each(visit);
+            // It is for counters only.
+            *count = 0;
+        }
+    }
+
     /// Whether it says no more than that there is nothing to say.
     fn is_forgettable(&self) -> bool {
         self.is_idle()
@@ -278,6 +341,7 @@ impl<T> Work<T> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Phase {
     /// The backend handle is being opened: it may be loading already, but serves nobody.
     Opening,
@@ -288,6 +352,7 @@ pub(super) enum Phase {
 
 /// One connection. There may be very many that are idle: what these do not need is in [`Work`].
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Member<C, T> {
     pub(super) key: C,
     pub(super) group: Key,
@@ -433,6 +498,33 @@ impl<C, T> Member<C, T> {
             running.first_after.get_or_insert(now);
         }
         self.in_flight.begin(now)
+    }
+
+    #[cfg(test)]
+    pub(super) fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let Self {
+            key: _,
+            group: _,
+            phase: _,
+            backend: _,
+            in_flight,
+            last_mod,
+            covered,
+            oldest_load,
+            visited: _,
+            purgeable: _,
+            places: _,
+            pending: _,
+            ranges: _,
+            work,
+        } = self;
+        in_flight.each_stamp(visit);
+        for stamp in [last_mod, covered, oldest_load] {
+            visit(stamp);
+        }
+        if let Some(work) = work {
+            work.each_stamp(visit);
+        }
     }
 
     /// Whether it waits for nothing of its own any more.

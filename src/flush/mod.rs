@@ -221,6 +221,8 @@ mod coherent;
 mod command;
 mod config;
 mod coordinator;
+#[cfg(test)]
+mod exhaustive;
 mod fence;
 mod fua;
 mod group;

@@ -186,6 +186,7 @@ impl fmt::Display for Explanation {
 
 /// Modifications of one handle, or of one shared cache, that no flush has covered.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Pile {
     /// How many, ever.
     count: u64,

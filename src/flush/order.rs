@@ -46,6 +46,7 @@ impl Range {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Segment {
     end: u64,
     pub(super) owner: Key,
@@ -57,6 +58,7 @@ pub(super) struct Segment {
 
 /// The ranges of one group.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Ranges {
     segments: BTreeMap<u64, Segment>,
 }
@@ -218,6 +220,12 @@ impl Ranges {
 
     pub(super) fn clear(&mut self) {
         self.segments.clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn each_stamp(&mut self, visit: &mut dyn FnMut(&mut Stamp)) {
+        let segments = self.segments.values_mut();
+        segments.for_each(|segment| visit(&mut segment.last));
     }
 
     #[cfg(test)]

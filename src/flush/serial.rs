@@ -17,6 +17,7 @@ use super::waiting::LAST;
 
 /// What waits until its handle is free.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 enum Call<T> {
     Command(Held<T>),
     /// The flush that was asked for, for whoever needs it by the time it starts.
@@ -27,6 +28,7 @@ enum Call<T> {
 
 /// The calls that wait for one handle.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Calls<T> {
     waiting: VecDeque<Call<T>>,
     /// [`Call::Ordered`] is among them.

@@ -30,12 +30,14 @@ pub(super) fn grow<V>(values: &mut Vec<V>) {
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 struct Place<V> {
     generation: u32,
     value: Option<V>,
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Slab<V> {
     places: Vec<Place<V>>,
     free: Vec<u32>,
@@ -103,6 +105,11 @@ impl<V> Slab<V> {
             let value = place.value.as_ref()?;
             Some((Key { index, generation }, value))
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.places.iter_mut().filter_map(|it| it.value.as_mut())
     }
 
     pub(super) fn get(&self, key: Key) -> Option<&V> {

@@ -23,6 +23,7 @@ pub(super) const LAST: Place = Place::MAX;
 
 /// Ranges, by where they are.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 struct Index {
     /// Node, first address, and whose it is.
     by_first: BTreeSet<(u64, u64, Place)>,
@@ -108,6 +109,7 @@ impl Index {
 
 /// The commands of a group that wait for others' modifications.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 pub(super) struct Waiting<T> {
     waits: BTreeMap<Place, OrderWait<T>>,
     next: Place,
@@ -131,6 +133,13 @@ impl<T> Waiting<T> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.waits.is_empty()
+    }
+
+    /// The same, as if nobody had ever waited who does not wait now.
+    #[cfg(test)]
+    pub(super) fn renumber(&mut self) {
+        let waits = core::mem::replace(self, Self::new()).waits;
+        waits.into_values().for_each(|wait| self.push(wait));
     }
 
     pub(super) fn push(&mut self, wait: OrderWait<T>) {
