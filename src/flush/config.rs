@@ -205,7 +205,8 @@ words!(Mode, "auto, emulate, plugin, disable or unsafe",
 words!(TrackDirty, "connection, fast or off",
     Connection: "connection" | "conn", Fast: "fast", Off: "off");
 words!(Grouping, "true or false (whether the export name counts)",
-    All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
+    All: "false" | "0" | "no" | "off" | "f" | "n",
+    ByExport: "true" | "1" | "yes" | "on" | "t" | "y");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
 words!(Overlap, "order-writes, ignore or coherent",
     OrderWrites: "order-writes", Ignore: "ignore", Coherent: "coherent");
@@ -551,34 +552,36 @@ pub struct Advertised {
 #[non_exhaustive]
 pub enum OpenError {
     /// The coordinator does not know the connection, or it is open already.
-    #[error("the connection is not being opened")]
+    #[error("the connection is not being opened: connect it first, and open it once")]
     NotOpening,
     /// Emulation needs a backend with flush (or one that caches nothing, or nothing but
-    /// read-only connections).
-    #[error("a backend without flush cannot be emulated: use mode disable or plugin")]
+    /// read-only connections, of which none can have loaded what was written out while it opened).
+    #[error("a backend without flush cannot be emulated: give it one, or use mode disable")]
     CannotEmulate,
     /// The backend claims multi-conn for a writable export, but has no flush to make it true.
     #[error("multi-conn without flush on a writable export would be a lie: use mode disable")]
     MultiConnWithoutFlush,
     /// A writable connection wants to join connections without flush, which could never be made
     /// to see what it writes.
-    #[error("other connections of the group have no flush and could go on reading stale data")]
+    #[error("other connections have no flush and could go on reading stale data: use mode disable")]
     GroupCannotFlush,
     /// The other connections of the group have multi-conn and this one does not, or the other way
-    /// round: what a flush covers would depend on the connection that asks for it.
-    #[error("the backends of connections that share data differ in multi-conn: group by export")]
+    /// round: what a flush covers would depend on the connection that asks for it. Exports of
+    /// different kinds that share nothing are grouped [by export](Grouping::ByExport); handles of
+    /// the same data are all described as what the least of them is.
+    #[error("backends of one group differ in multi-conn: group by export, or claim it for none")]
     MixedMultiConn,
     /// [`Acknowledge::WriteThrough`] needs a writable backend to have flush or FUA, or to cache
     /// nothing.
-    #[error("without flush and FUA nothing written would be permanent when it is acknowledged")]
+    #[error("without flush and FUA nothing can be written through: acknowledge on completion")]
     CannotWriteThrough,
     /// [`Acknowledge::OnReceipt`] on a writable backend that can have no flush advertised: no
     /// client could ever ask whether what was acknowledged has been executed.
-    #[error("without flush no client would hear of a write that fails after its acknowledgement")]
+    #[error("without flush no client would hear of a late failure: acknowledge on completion")]
     CannotReportLater,
     /// [`Acknowledge::IgnoreFlush`] and [`Mode::Emulate`] contradict each other over a backend that
     /// caches: clients see each other's data only by flushes.
-    #[error("flushes that are ignored cannot be emulated: use mode disable, or unsafe")]
+    #[error("flushes that are ignored cannot be emulated: use mode disable")]
     CannotIgnoreFlush,
 }
 
@@ -605,7 +608,16 @@ mod tests {
             assert_eq!(meaning.parse::<FuaOnReads>().unwrap().to_string(), meaning);
         }
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
-        assert_eq!("true".parse(), Ok(Grouping::ByExport));
+        for (yes, no) in [
+            ("true", "false"),
+            ("1", "0"),
+            ("yes", "no"),
+            ("t", "f"),
+            ("y", "n"),
+        ] {
+            assert_eq!(yes.parse(), Ok(Grouping::ByExport));
+            assert_eq!(no.parse(), Ok(Grouping::All));
+        }
         assert!("Emulate".parse::<Mode>().is_err());
         for when in [
             "on-completion",
