@@ -14,14 +14,14 @@ use bitflags::bitflags;
 pub enum Mode {
     /// Like [`Plugin`](Self::Plugin) where the backend has multi-conn, else like
     /// [`Emulate`](Self::Emulate); like [`Disable`](Self::Disable) where connections are
-    /// serialized.
+    /// serialized, and like [`Plugin`](Self::Plugin) with [`Acknowledge::IgnoreFlush`].
     #[default]
     Auto,
     /// A flush on one connection is carried out on every handle that needs it; multi-conn is
     /// advertised (unless connections are [serialized](ThreadModel::SerializeConnections)).
     Emulate,
-    /// A flush goes to the handle of its own connection; multi-conn is advertised if the backend
-    /// has it. Without multi-conn nothing is promised but that the flush covers what completed on
+    /// A flush goes to the handle of its own connection; with a backend that has multi-conn, to one
+    /// of those whose clients ask. Multi-conn is advertised if the backend has it. Without multi-conn nothing is promised but that the flush covers what completed on
     /// its connection: what a client reads is then the backend's affair alone.
     Plugin,
     /// As [`Plugin`](Self::Plugin), but multi-conn is never advertised.
@@ -68,10 +68,13 @@ pub enum Grouping {
 pub enum AfterFailure {
     /// The data may be gone, as it is after a failed `fsync` on Linux: every later flush of the
     /// group fails, until a client was told of it and the group has no connection left (those that
-    /// are being opened count), or it is [reset](super::FlushCoordinator::reset).
+    /// are being opened count), or it is [reset](super::FlushCoordinator::reset). Where connections
+    /// are on their own, every later flush of the connection.
     #[default]
     Sticky,
-    /// The backend keeps what it could not write: a later flush may succeed.
+    /// The backend keeps what it could not write: a later flush may succeed. What is gone all the
+    /// same, with a handle that was lost or released, fails one flush of each connection of the
+    /// group.
     Retry,
 }
 
@@ -133,7 +136,7 @@ pub enum Acknowledge {
     #[default]
     OnCompletion,
     /// When it is on permanent storage and, while emulating, visible to all: as if every
-    /// modification carried FUA. A flush that follows has nothing to write out.
+    /// modification carried FUA, advertised or not. A flush that follows has nothing to write out.
     WriteThrough,
     /// When it begins to execute, unless it carries FUA. What overlaps with it, and flushes, wait
     /// for its end, so that clients notice nothing but that an error may come late: the
@@ -162,10 +165,12 @@ pub enum ThreadModel {
     #[default]
     Parallel,
     /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`], and no mode
-    /// advertises multi-conn, which would only make clients wait for a second connection.
+    /// advertises multi-conn, which would only make clients wait for a second connection. It is the
+    /// server that lets the next one wait; the coordinator takes any number.
     SerializeConnections,
     /// Any number of connections, but never two calls on one backend handle: at most one command
-    /// or one flush is under way on each. The others wait in the order in which they came.
+    /// or one flush is under way on each. The others wait in the order in which they came. Opening
+    /// and closing are no calls here: they come before and after all others.
     SerializeRequests,
 }
 
@@ -299,7 +304,7 @@ impl Config {
         self
     }
 
-    /// Sets the unit, in bytes, in which a handle's cache reads and writes back (default 1: it
+    /// Sets the unit, in bytes, from an offset of 0 on, in which a handle's cache reads and writes back (default 1: it
     /// remembers exactly the bytes that were written). With a larger unit a write is a
     /// read-modify-write of whole granules, and writes that share a granule are kept in order
     /// like writes that overlap. 0 counts as 1.
@@ -539,7 +544,7 @@ impl Default for Backend {
 /// What the client of a connection may be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertised {
-    /// `NBD_FLAG_CAN_MULTI_CONN`.
+    /// `NBD_FLAG_CAN_MULTI_CONN` (proto.md "Transmission flags", like the others).
     pub multi_conn: bool,
     /// `NBD_FLAG_SEND_FLUSH`.
     pub flush: bool,
