@@ -205,11 +205,11 @@ pub enum Action<C, T> {
     /// is executing on the handle, and no flush runs, unless it was
     /// [lost](FlushCoordinator::lost).
     ///
-    /// While emulating, what the handle had cached is written out, or counts as lost. Closing it must
-    /// write nothing more, because others may have written there since. That holds in all modes
-    /// for a connection that was [revoked](FlushCoordinator::revoke). On all others nobody has flushed
-    /// what is still cached, and the coordinator does not: where closing the handle would drop it,
-    /// a server that wants to keep it flushes the handle first.
+    /// While emulating, what the handle had cached is written out, or counts as lost. Closing it
+    /// must write nothing more, because others may have written there since. That holds in all
+    /// modes for a connection that was [revoked](FlushCoordinator::revoke). On all others nobody
+    /// has flushed what is still cached, and the coordinator does not: where closing the handle
+    /// would drop it, a server that wants to keep it flushes the handle first.
     Release {
         /// The caller's key of the connection.
         key: C,

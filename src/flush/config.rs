@@ -21,8 +21,9 @@ pub enum Mode {
     /// advertised (unless connections are [serialized](ThreadModel::SerializeConnections)).
     Emulate,
     /// A flush goes to the handle of its own connection; with a backend that has multi-conn, to one
-    /// of those whose clients ask. Multi-conn is advertised if the backend has it. Without multi-conn nothing is promised but that the flush covers what completed on
-    /// its connection: what a client reads is then the backend's affair alone.
+    /// of those whose clients ask. Multi-conn is advertised if the backend has it. Without
+    /// multi-conn nothing is promised but that the flush covers what completed on its connection:
+    /// what a client reads is then the backend's affair alone.
     Plugin,
     /// As [`Plugin`](Self::Plugin), but multi-conn is never advertised.
     Disable,
@@ -304,10 +305,10 @@ impl Config {
         self
     }
 
-    /// Sets the unit, in bytes, from an offset of 0 on, in which a handle's cache reads and writes back (default 1: it
-    /// remembers exactly the bytes that were written). With a larger unit a write is a
-    /// read-modify-write of whole granules, and writes that share a granule are kept in order
-    /// like writes that overlap. 0 counts as 1.
+    /// Sets the unit, in bytes, from an offset of 0 on, in which a handle's cache reads and writes
+    /// back (default 1: it remembers exactly the bytes that were written). With a larger unit a
+    /// write is a read-modify-write of whole granules, and writes that share a granule are kept in
+    /// order like writes that overlap. 0 counts as 1.
     #[must_use]
     pub const fn with_granule(mut self, bytes: u32) -> Self {
         self.granule = if bytes == 0 { 1 } else { bytes };

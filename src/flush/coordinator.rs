@@ -44,8 +44,8 @@ pub(super) struct FuaWait<T> {
 /// Keeps the flush promise for all connections of a server. See the [module](super).
 ///
 /// `C` is what the caller calls a connection by: it is cloned into every action of the connection,
-/// and may be an `Arc` of all that is known of it. `E` is what it calls an export by, and `T` what it
-/// keeps for a command until the answer: the request, its payload, what a read has fetched.
+/// and may be an `Arc` of all that is known of it. `E` is what it calls an export by, and `T` what
+/// it keeps for a command until the answer: the request, its payload, what a read has fetched.
 ///
 /// No method panics, waits, or fails for what a client does.
 #[derive(Debug)]
@@ -98,8 +98,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// a handle may load data while it is being opened, and a flush that ends meanwhile has to
     /// know.
     ///
-    /// Either [`opened`](Self::opened) or, if it could not be opened, [`disconnect`](Self::disconnect)
-    /// must follow.
+    /// Either [`opened`](Self::opened) or, if it could not be opened,
+    /// [`disconnect`](Self::disconnect) must follow.
     #[must_use = "a connection that is neither opened nor disconnected stays for ever"]
     pub fn connect(&mut self, key: C, export: &E) -> Conn {
         let group = self.group_of(export);

@@ -17,7 +17,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     ///
     /// - No more commands of the connection are accepted. Those that wait, flushes included, are
     ///   not executed, but come back as [`Action::Reply`] with [`Errno::ESHUTDOWN`] (proto.md
-    ///   "Terminating the transmission phase"), so that what the caller keeps for them can be freed.
+    ///   "Terminating the transmission phase"), so that what the caller keeps for them can be
+    ///   freed.
     /// - If any are executing, [`Action::Cancel`] says so: they should end soon, with whatever
     ///   result. Each still has to be given to [`complete`](Self::complete), or the handle to be
     ///   reported [lost](Self::lost).

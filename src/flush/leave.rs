@@ -40,9 +40,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     ///
     /// What waits on this connection is answered with [`Errno::EIO`], then [`Action::Release`]
     /// follows. Commands that are executing are the caller's to answer, but for those that were
-    /// [acknowledged](super::Op::acknowledged) already; [`complete`](Self::complete) would only give
-    /// their tags back, [closed](super::Decision::Closed), and their [`Op`]s may be dropped instead. A
-    /// connection that is still being opened is forgotten at once, without such an action.
+    /// [acknowledged](super::Op::acknowledged) already; [`complete`](Self::complete) would only
+    /// give their tags back, [closed](super::Decision::Closed), and their [`Op`]s may be dropped
+    /// instead. A connection that is still being opened is forgotten at once, without such an
+    /// action.
     pub fn lost(&mut self, conn: Conn) {
         let key = conn.0;
         let Some(member) = self.members.get_mut(key) else {

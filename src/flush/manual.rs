@@ -260,10 +260,10 @@
 //! | `emulate` refuses a plugin without flush | [`OpenError::CannotEmulate`](super::OpenError::CannotEmulate), but not if it caches nothing, or nobody writes |
 //!
 //! What differs, on purpose: `fast` skips a flush only where one flush covers all connections;
-//! overlapping writes keep their order; a connection that leaves is written out first; a failed flush
-//! is never followed by one that succeeds by accident; flushes run on all handles at once, not one
-//! after the other, and clients that flush at the same time share them; and FUA is advertised
-//! wherever flush is.
+//! overlapping writes keep their order; a connection that leaves is written out first; a failed
+//! flush is never followed by one that succeeds by accident; flushes run on all handles at once,
+//! not one after the other, and clients that flush at the same time share them; and FUA is
+//! advertised wherever flush is.
 //!
 //! # A handle
 //!
@@ -297,10 +297,9 @@
 //!
 //! A client's flush has to bring every handle of the group out of DIRTY, and then every one that
 //! serves out of STALE. What completes, or loads, while a flush runs belongs to the time after it:
-//! the handle may be DIRTY or LOADED again when it ends, and is not called clean. A DIRTY handle may
-//! hold stale data, too: it is written out with the others, and flushed again after the barrier if it
-//! has loaded anything meanwhile.
-//! [`explain`](super::FlushCoordinator::explain) calls DIRTY
+//! the handle may be DIRTY or LOADED again when it ends, and is not called clean. A DIRTY handle
+//! may hold stale data, too: it is written out with the others, and flushed again after the barrier
+//! if it has loaded anything meanwhile. [`explain`](super::FlushCoordinator::explain) calls DIRTY
 //! [`WriteOut`](super::Explanation::WriteOut), STALE [`Invalidate`](super::Explanation::Invalidate)
 //! (or [`Gated`](super::Explanation::Gated), if it has served nobody), and the others
 //! [`Clean`](super::Explanation::Clean).
@@ -323,8 +322,8 @@
 //! ```
 //!
 //! A flush that arrives during a round joins it, if no modification has completed since the round
-//! began, or else waits. When a round ends, with whatever result, and flushes wait, the next one begins
-//! for all of them.
+//! began, or else waits. When a round ends, with whatever result, and flushes wait, the next one
+//! begins for all of them.
 //!
-//! Where connections are on their own there are no rounds: each flush is one of its handle. Where one
-//! handle covers all, a round is one flush of one handle.
+//! Where connections are on their own there are no rounds: each flush is one of its handle. Where
+//! one handle covers all, a round is one flush of one handle.

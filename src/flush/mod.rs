@@ -137,27 +137,28 @@
 //!    data it was hears of it from its own next flush, even if another one's flush met the failure
 //!    first. Under [`AfterFailure::Retry`], data that is gone for good (a handle was lost, or could
 //!    not be written out when it left) is told once to each connection of the group. (`a: W(x) ok`;
-//!    `b: F` fails, because the flush of a did, and a's cache has dropped x; `b: F ok` and `a: F ok`
-//!    find nothing to write out; x is lost.)
+//!    `b: F` fails, because the flush of a did, and a's cache has dropped x; `b: F ok` and
+//!    `a: F ok` find nothing to write out; x is lost.)
 //! 6. **Overlapping modifications through different handles keep their order**: the earlier one is
 //!    written out before the later one executes. (`b: W(x) ok`; `a: W(y) ok` at the same place; `F`
 //!    writes out a, then b; x wins.) With a [granule](Config::granule) above one byte, a handle
 //!    whose copy may be old is invalidated before it is written to. If the write-out fails, the
 //!    later modification fails, unexecuted.
-//! 7. **FUA pays for itself only**: its own handle is written out, then others are invalidated. What
-//!    others have not written out, and their failures, are not its business; but a handle that
+//! 7. **FUA pays for itself only**: its own handle is written out, then others are invalidated.
+//!    What others have not written out, and their failures, are not its business; but a handle that
 //!    could not be invalidated serves nothing until it could. (With a round for each: `b: W(x) ok`;
-//!    `a: W(u)` with FUA meets the failure of b's flush, and is told that u has failed; `b: F ok`; x
-//!    is lost, and only the wrong client has heard of it.)
-//!    A read with FUA is none of that; under [`FuaOnReads::Preflush`] a flush comes before it.
-//!    (`a: W(x) ok`; `b: R` with FUA is answered from what b has cached before: the client that
-//!    asked for what is there now gets what was.)
+//!    `a: W(u)` with FUA meets the failure of b's flush, and is told that u has failed; `b: F ok`;
+//!    x is lost, and only the wrong client has heard of it.)
+//!
+//!    A read with FUA is none of that (proto.md "Command flags"); under [`FuaOnReads::Preflush`] a
+//!    flush comes before it. (`a: W(x) ok`; `b: R` with FUA is answered
+//!    from what b has cached before: the client that asked for what is there now gets what was.)
 //! 8. **Coalescing.** Flushes that arrive during a round share the next one; a flush joins the
 //!    running round only if no modification completed after that round began. At most one round
 //!    runs and one waits per group. (A flush that joins any round that runs: `a: F`'s round has
 //!    started to flush a; `a: W(x) ok`; `b: F` joins, `F ok`; x is lost.)
-//! 9. **Minimality.** No handle is flushed that the rules above do not need: `a: W(x) ok; b: F; c: F`
-//!    flushes a once, and b and c never. (This one costs time, not data.)
+//! 9. **Minimality.** No handle is flushed that the rules above do not need:
+//!    `a: W(x) ok; b: F; c: F` flushes a once, and b and c never. (This one costs time, not data.)
 //! 10. **Groups and connections are independent**: a backend flush that hangs delays only those who
 //!     must wait for it. (With one lock around all flushes: a disk that does not answer stops every
 //!     other export.)
@@ -178,8 +179,8 @@
 //!     lock until a is. Nothing moves any more.)
 //! 14. **Loads are coherent** under [`Overlap::Coherent`]: a load waits until what others have
 //!     modified in its range is written out, then until its handle has dropped what may be older;
-//!     while it waits, later modifications in its range wait behind it. (`b: R` caches the old data;
-//!     `a: W(x) ok`; `b: R` returns the old data, though x was written before.)
+//!     while it waits, later modifications in its range wait behind it. (`b: R` caches the old
+//!     data; `a: W(x) ok`; `b: R` returns the old data, though x was written before.)
 //!
 //! ```text
 //! a Round over three connections; time goes down
@@ -235,20 +236,20 @@
 //! With [`IgnoreFlush`](Acknowledge::IgnoreFlush) the backend is never flushed, flush and FUA are
 //! advertised and answered with success, and **a crash loses data**. Multi-conn is advertised where
 //! data is visible to all without a flush: if the backend has it (in [`Mode::Auto`] and
-//! [`Mode::Plugin`]), or, in [`Mode::Emulate`], if all handles of the group cache nothing or all are
-//! read-only; and always in [`Mode::Unsafe`].
+//! [`Mode::Plugin`]), or, in [`Mode::Emulate`], if all handles of the group cache nothing or all
+//! are read-only; and always in [`Mode::Unsafe`].
 //!
 //! # Clients that come back
 //!
 //! A client that loses its connection may send again, on a new one, what was not answered, while
 //! the old handle still executes it. (`a: W(x)` is executing, a's network fails; the client
 //! connects as b; `b: W(x) ok`; `b: W(y) ok` at the same place; a's write ends, or its cache is
-//! written back; y was acknowledged, and x is there.) With [`revoke`](FlushCoordinator::revoke), b's
-//! first write is not begun before a's has ended and is written out. That holds in every mode: where
-//! the ranges of modifications are known, only those that overlap wait, else all of the group.
-//! Reads do not wait, for a client that was not answered can expect old data and new. That b is the
-//! same client as a only the server can know; a server that never knows may revoke every connection
-//! that ends without `NBD_CMD_DISC` (proto.md "Terminating the transmission phase").
+//! written back; y was acknowledged, and x is there.) With [`revoke`](FlushCoordinator::revoke),
+//! b's first write is not begun before a's has ended and is written out. That holds in every mode:
+//! where the ranges of modifications are known, only those that overlap wait, else all of the
+//! group. Reads do not wait, for a client that was not answered can expect old data and new. That b
+//! is the same client as a only the server can know; a server that never knows may revoke every
+//! connection that ends without `NBD_CMD_DISC` (proto.md "Terminating the transmission phase").
 
 mod acknowledge;
 mod clock;
