@@ -505,13 +505,16 @@ impl Backend {
         self.with(Abilities::MULTI_CONN, yes)
     }
 
-    /// Nothing can be modified through this handle.
+    /// Nothing can be modified through this handle: the server refuses it before it gets here
+    /// (proto.md "Transmission flags": `NBD_FLAG_READ_ONLY`). Other handles of the group may modify
+    /// what it reads.
     #[must_use]
     pub const fn with_read_only(self, yes: bool) -> Self {
         self.with(Abilities::READ_ONLY, yes)
     }
 
-    /// Every command goes straight to permanent storage, and reads come from there.
+    /// Every command goes straight to permanent storage, and reads come from there. Such a handle
+    /// needs no flush of its own; flush and FUA are advertised all the same.
     #[must_use]
     pub const fn with_caches_nothing(self, yes: bool) -> Self {
         self.with(Abilities::CACHES_NOTHING, yes)

@@ -5,6 +5,10 @@
 //! multi-conn can be advertised truthfully over a backend that caches per connection. It never
 //! touches data, sockets, threads or clocks: events in, actions out, all of them plain values.
 //!
+//! This page says what is promised, what that needs, and by which rules it is kept. The [manual]
+//! says which options suit which server and what nbdkit's parameters are called here, and draws the
+//! states.
+//!
 //! # What is promised
 //!
 //! To the clients of a group of connections (those that share data):

@@ -427,7 +427,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         } = waiter;
         let result = self.verdict(group, key, None);
         self.count(group, |counters| {
-            counters.failed += u64::from(result.is_err())
+            counters.failed += u64::from(result.is_err());
         });
         if result.is_err() {
             let now = self.clock.tick();

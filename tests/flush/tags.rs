@@ -37,7 +37,7 @@ impl Server {
         match decision {
             Decision::Execute { op, tag } => self.executing.push((op, tag)),
             Decision::Reply { tag, .. } | Decision::Answered { tag } | Decision::Closed { tag } => {
-                self.returned(tag)
+                self.returned(tag);
             }
             Decision::Wait => {}
             other => panic!("{other:?}"),
