@@ -88,7 +88,8 @@ impl Op {
         Conn(self.member)
     }
 
-    /// Whether the backend has to execute it with FUA.
+    /// Whether the backend has to execute it with FUA. The client's own flag does not matter here:
+    /// where the backend does nothing about it, a flush follows, if one is needed.
     #[must_use]
     pub const fn fua(&self) -> bool {
         matches!(self.fua, Fua::Native)
@@ -176,7 +177,8 @@ pub enum Action<C, T> {
         /// The caller's tag.
         tag: T,
     },
-    /// Flush a backend handle.
+    /// Flush a backend handle. A flush of it that was begun before this action was taken from
+    /// [`FlushCoordinator::poll`] is none.
     Flush {
         /// The caller's key of the connection.
         key: C,

@@ -261,7 +261,7 @@ impl Config {
             after_failure: AfterFailure::Sticky,
             overlap: Overlap::OrderWrites,
             granule: 1,
-            // About 64 KiB a connection at worst; a guest with more scattered writes than this
+            // Less than 100 KiB a connection; a guest with more scattered writes than this
             // between two flushes gains little from exact ranges.
             max_ranges: 1024,
             thread_model: ThreadModel::Parallel,
@@ -316,7 +316,8 @@ impl Config {
     }
 
     /// Sets how many separate ranges of unflushed modifications are remembered per connection
-    /// (default 1024, at least 1). Beyond it ranges merge: more flushes, never fewer.
+    /// (default 1024, at least 1; 1024 take less than 100 KiB). Beyond it ranges merge: more
+    /// flushes, never fewer.
     #[must_use]
     pub const fn with_max_ranges(mut self, count: u32) -> Self {
         self.max_ranges = if count == 0 { 1 } else { count };

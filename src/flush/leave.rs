@@ -38,12 +38,12 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// does not answer. If others rely on what is lost, the group's next flushes fail. (What
     /// a handle with multi-conn has not written out is in a cache that all share, and stays there.)
     ///
-    /// What waits on this connection is answered with [`Errno::EIO`], then [`Action::Release`]
-    /// follows. Commands that are executing are the caller's to answer, but for those that were
+    /// The connection is over: its commands are [closed](super::Decision::Closed) from now on. What
+    /// waits on it is answered with [`Errno::EIO`], then [`Action::Release`] follows. Commands that
+    /// are executing are the caller's to answer, but for those that were
     /// [acknowledged](super::Op::acknowledged) already; [`complete`](Self::complete) would only
     /// give their tags back, [closed](super::Decision::Closed), and their [`Op`]s may be dropped
-    /// instead. A connection that is still being opened is forgotten at once, without such an
-    /// action.
+    /// instead. A connection that is still being opened is forgotten at once, without a release.
     pub fn lost(&mut self, conn: Conn) {
         let key = conn.0;
         let Some(member) = self.members.get_mut(key) else {

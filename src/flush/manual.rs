@@ -13,7 +13,8 @@
 //!
 //! Each worker opens the disk on its own and has buffers of its own; `flush` writes them out. That
 //! is what emulation is for. The coordinator sits in the parent process, which sees events and
-//! actions pass as messages; nothing but these plain values crosses.
+//! actions pass as messages: it keeps each [`Op`](super::Op) and [`FlushId`](super::FlushId) under a
+//! number of its own until the worker has answered, and nothing but numbers crosses.
 //!
 //! ```
 //! use nbd_proto::flush::{Backend, Config, FlushCoordinator};
