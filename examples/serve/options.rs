@@ -101,9 +101,9 @@ pub(crate) struct Flush {
     #[arg(long, global = true)]
     pub(crate) cache: bool,
 
-    /// How flushes work across connections: auto (what the storage needs), emulate (on all that need
-    /// it), plugin (on their own, multi-conn if the storage has it), disable (on their own, never
-    /// multi-conn) or unsafe (on their own, multi-conn true or not: data is lost)
+    /// Which caches a client's flush reaches, and whether multi-conn is advertised: auto (as the
+    /// storage needs it), emulate (all that need it; yes), plugin (its own; if the storage has it),
+    /// disable (its own; no) or unsafe (its own; yes, true or not: data is lost)
     #[arg(long, value_name = "MODE", default_value_t = Mode::Auto, global = true)]
     pub(crate) multi_conn: Mode,
 
