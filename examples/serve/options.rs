@@ -101,11 +101,13 @@ pub(crate) struct Flush {
     #[arg(long, global = true)]
     pub(crate) cache: bool,
 
-    /// How flushes work across connections: auto, emulate, plugin, disable or unsafe
+    /// Which caches a client's flush reaches, and whether multi-conn is advertised: auto (as the
+    /// storage needs it), emulate (all that need it; yes), plugin (its own; if the storage has it),
+    /// disable (its own; no) or unsafe (its own; yes, true or not: data is lost)
     #[arg(long, value_name = "MODE", default_value_t = Mode::Auto, global = true)]
     pub(crate) multi_conn: Mode,
 
-    /// How much is tracked to avoid flushes: connection, fast or off
+    /// How much is tracked to avoid flushes: connection, fast (whether all are clean) or off
     #[arg(long, value_name = "LEVEL", default_value_t = TrackDirty::Connection, global = true)]
     pub(crate) track_dirty: TrackDirty,
 
@@ -122,6 +124,7 @@ pub(crate) struct Flush {
     /// What FUA means on a read: ignore, or preflush (a flush comes before it)
     #[arg(long, value_name = "MEANING", default_value_t = FuaOnReads::Ignore, global = true)]
     pub(crate) fua_on_reads: FuaOnReads,
+
     /// When writes are answered: on-completion, write-through (when they are on permanent
     /// storage), on-receipt (before they are executed; the next flush reports failures) or
     /// ignore-flush (flushes do nothing: a crash loses data)

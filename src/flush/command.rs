@@ -9,11 +9,17 @@ use super::order::Range;
 use super::slab::Key;
 use crate::wire::{CommandType, Errno};
 
-/// A connection, as the coordinator knows it. Never valid again after its release.
+/// A connection, as the coordinator knows it. After its release, or where
+/// [`FlushCoordinator::opened`] refuses it, it is never valid again: calls with it do nothing, and
+/// its commands are [closed](Decision::Closed).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Conn(pub(super) Key);
 
 /// A client's command, as far as it matters here.
+///
+/// The coordinator compares ranges and nothing else. Whether the command is allowed is checked
+/// before, with [`Session::check`](crate::session::Session::check): that it lies within the export,
+/// that it modifies nothing that is read-only, that its flags were advertised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Hash))]
 pub struct Command {
@@ -21,7 +27,7 @@ pub struct Command {
     pub kind: CommandType,
     /// Where it begins, in bytes.
     pub offset: u64,
-    /// How many bytes it is about.
+    /// How many bytes it is about. A command of no bytes waits for nobody's.
     pub length: u64,
     /// Whether it carries `NBD_CMD_FLAG_FUA`.
     pub fua: bool,
@@ -64,7 +70,7 @@ pub(super) enum Fua {
 }
 
 /// A command that the backend is to execute, or is executing: give it back with
-/// [`FlushCoordinator::complete`].
+/// [`FlushCoordinator::complete`], whatever became of it, and also if it only reads.
 #[must_use = "a command that never completes holds up flushes for ever"]
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
@@ -85,7 +91,8 @@ impl Op {
         Conn(self.member)
     }
 
-    /// Whether the backend has to execute it with FUA.
+    /// Whether the backend has to execute it with FUA. The client's own flag does not matter here:
+    /// where the backend does nothing about it, a flush follows, if one is needed.
     #[must_use]
     pub const fn fua(&self) -> bool {
         matches!(self.fua, Fua::Native)
@@ -101,6 +108,7 @@ impl Op {
 }
 
 /// A backend flush that was asked for: give it back with [`FlushCoordinator::flushed`].
+#[must_use = "a backend flush that never ends holds up clients for ever"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlushId {
     pub(super) member: Key,
@@ -115,7 +123,7 @@ impl FlushId {
     }
 }
 
-/// What becomes of a command now.
+/// What becomes of a command now. Each of these has to be acted upon.
 #[must_use]
 #[derive(Debug)]
 #[non_exhaustive]
@@ -128,7 +136,8 @@ pub enum Decision<T> {
         /// The caller's tag.
         tag: T,
     },
-    /// Answer the client now.
+    /// Answer the client now. The error is not always the one that the backend gave: a command that
+    /// was executed can fail for the flush that belongs to it.
     Reply {
         /// The caller's tag.
         tag: T,
@@ -141,16 +150,22 @@ pub enum Decision<T> {
         /// The caller's tag.
         tag: T,
     },
-    /// Nothing now: an [`Action`] with the tag will come from [`FlushCoordinator::poll`].
+    /// Nothing now: an [`Action::Execute`] or an [`Action::Reply`] with the tag will come from
+    /// [`FlushCoordinator::poll`].
     Wait,
-    /// The connection is not open: it was never opened, is leaving, or is gone.
+    /// The connection is not open: it was never opened, is leaving, or is gone. From
+    /// [`command`](FlushCoordinator::command): do not execute it. From
+    /// [`complete`](FlushCoordinator::complete): its handle was [lost](FlushCoordinator::lost)
+    /// meanwhile. If anybody is left to answer, the command has failed, unless it was
+    /// [acknowledged](Op::acknowledged) before.
     Closed {
         /// The caller's tag.
         tag: T,
     },
 }
 
-/// Something to be done by the caller.
+/// Something to be done by the caller. All but [`Cancel`](Self::Cancel) have to be carried out, or
+/// somebody waits for ever.
 #[must_use]
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
@@ -166,14 +181,15 @@ pub enum Action<C, T> {
         /// The caller's tag.
         tag: T,
     },
-    /// Flush a backend handle.
+    /// Flush a backend handle. A flush of it that was begun before this action was taken from
+    /// [`FlushCoordinator::poll`] is none.
     Flush {
         /// The caller's key of the connection.
         key: C,
         /// What to give back when it is done.
         flush: FlushId,
     },
-    /// Answer a command that had to wait.
+    /// Answer a command that had to wait; drop the answer if the client is gone.
     Reply {
         /// The caller's key of the connection.
         key: C,
@@ -191,7 +207,15 @@ pub enum Action<C, T> {
         /// The caller's key of the connection.
         key: C,
     },
-    /// Close the backend handle: the connection is forgotten.
+    /// Close the backend handle: the connection is forgotten, and this is its last action. Nothing
+    /// is executing on the handle, and no flush runs, unless it was
+    /// [lost](FlushCoordinator::lost).
+    ///
+    /// While emulating, what the handle had cached is written out, or counts as lost. Closing it
+    /// must write nothing more, because others may have written there since. That holds in all
+    /// modes for a connection that was [revoked](FlushCoordinator::revoke). On all others nobody
+    /// has flushed what is still cached, and the coordinator does not: where closing the handle
+    /// would drop it, a server that wants to keep it flushes the handle first.
     Release {
         /// The caller's key of the connection.
         key: C,

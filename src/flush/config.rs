@@ -14,15 +14,16 @@ use bitflags::bitflags;
 pub enum Mode {
     /// Like [`Plugin`](Self::Plugin) where the backend has multi-conn, else like
     /// [`Emulate`](Self::Emulate); like [`Disable`](Self::Disable) where connections are
-    /// serialized.
+    /// serialized, and like [`Plugin`](Self::Plugin) with [`Acknowledge::IgnoreFlush`].
     #[default]
     Auto,
     /// A flush on one connection is carried out on every handle that needs it; multi-conn is
     /// advertised (unless connections are [serialized](ThreadModel::SerializeConnections)).
     Emulate,
-    /// A flush goes to the handle of its own connection; multi-conn is advertised if the backend
-    /// has it. Without multi-conn nothing is promised but that the flush covers what completed on
-    /// its connection: what a client reads is then the backend's affair alone.
+    /// A flush goes to the handle of its own connection; with a backend that has multi-conn, to one
+    /// of those whose clients ask. Multi-conn is advertised if the backend has it. Without
+    /// multi-conn nothing is promised but that the flush covers what completed on its connection:
+    /// what a client reads is then the backend's affair alone.
     Plugin,
     /// As [`Plugin`](Self::Plugin), but multi-conn is never advertised.
     Disable,
@@ -68,10 +69,13 @@ pub enum Grouping {
 pub enum AfterFailure {
     /// The data may be gone, as it is after a failed `fsync` on Linux: every later flush of the
     /// group fails, until a client was told of it and the group has no connection left (those that
-    /// are being opened count), or it is [reset](super::FlushCoordinator::reset).
+    /// are being opened count), or it is [reset](super::FlushCoordinator::reset). Where connections
+    /// are on their own, every later flush of the connection.
     #[default]
     Sticky,
-    /// The backend keeps what it could not write: a later flush may succeed.
+    /// The backend keeps what it could not write: a later flush may succeed. What is gone all the
+    /// same, with a handle that was lost or released, fails one flush of each connection of the
+    /// group.
     Retry,
 }
 
@@ -133,7 +137,7 @@ pub enum Acknowledge {
     #[default]
     OnCompletion,
     /// When it is on permanent storage and, while emulating, visible to all: as if every
-    /// modification carried FUA. A flush that follows has nothing to write out.
+    /// modification carried FUA, advertised or not. A flush that follows has nothing to write out.
     WriteThrough,
     /// When it begins to execute, unless it carries FUA. What overlaps with it, and flushes, wait
     /// for its end, so that clients notice nothing but that an error may come late: the
@@ -162,10 +166,12 @@ pub enum ThreadModel {
     #[default]
     Parallel,
     /// One connection after the other: [`Mode::Auto`] then means [`Mode::Disable`], and no mode
-    /// advertises multi-conn, which would only make clients wait for a second connection.
+    /// advertises multi-conn, which would only make clients wait for a second connection. It is the
+    /// server that lets the next one wait; the coordinator takes any number.
     SerializeConnections,
     /// Any number of connections, but never two calls on one backend handle: at most one command
-    /// or one flush is under way on each. The others wait in the order in which they came.
+    /// or one flush is under way on each. The others wait in the order in which they came. Opening
+    /// and closing are no calls here: they come before and after all others.
     SerializeRequests,
 }
 
@@ -205,7 +211,8 @@ words!(Mode, "auto, emulate, plugin, disable or unsafe",
 words!(TrackDirty, "connection, fast or off",
     Connection: "connection" | "conn", Fast: "fast", Off: "off");
 words!(Grouping, "true or false (whether the export name counts)",
-    All: "false" | "0" | "no" | "off", ByExport: "true" | "1" | "yes" | "on");
+    All: "false" | "0" | "no" | "off" | "f" | "n",
+    ByExport: "true" | "1" | "yes" | "on" | "t" | "y");
 words!(AfterFailure, "sticky or retry", Sticky: "sticky", Retry: "retry");
 words!(Overlap, "order-writes, ignore or coherent",
     OrderWrites: "order-writes", Ignore: "ignore", Coherent: "coherent");
@@ -255,7 +262,7 @@ impl Config {
             after_failure: AfterFailure::Sticky,
             overlap: Overlap::OrderWrites,
             granule: 1,
-            // About 64 KiB a connection at worst; a guest with more scattered writes than this
+            // Less than 100 KiB a connection; a guest with more scattered writes than this
             // between two flushes gains little from exact ranges.
             max_ranges: 1024,
             thread_model: ThreadModel::Parallel,
@@ -299,10 +306,10 @@ impl Config {
         self
     }
 
-    /// Sets the unit, in bytes, in which a handle's cache reads and writes back (default 1: it
-    /// remembers exactly the bytes that were written). With a larger unit a write is a
-    /// read-modify-write of whole granules, and writes that share a granule are kept in order
-    /// like writes that overlap. 0 counts as 1.
+    /// Sets the unit, in bytes, from an offset of 0 on, in which a handle's cache reads and writes
+    /// back (default 1: it remembers exactly the bytes that were written). With a larger unit a
+    /// write is a read-modify-write of whole granules, and writes that share a granule are kept in
+    /// order like writes that overlap. 0 counts as 1.
     #[must_use]
     pub const fn with_granule(mut self, bytes: u32) -> Self {
         self.granule = if bytes == 0 { 1 } else { bytes };
@@ -310,7 +317,8 @@ impl Config {
     }
 
     /// Sets how many separate ranges of unflushed modifications are remembered per connection
-    /// (default 1024, at least 1). Beyond it ranges merge: more flushes, never fewer.
+    /// (default 1024, at least 1; 1024 take less than 100 KiB). Beyond it ranges merge: more
+    /// flushes, never fewer.
     #[must_use]
     pub const fn with_max_ranges(mut self, count: u32) -> Self {
         self.max_ranges = if count == 0 { 1 } else { count };
@@ -501,13 +509,16 @@ impl Backend {
         self.with(Abilities::MULTI_CONN, yes)
     }
 
-    /// Nothing can be modified through this handle.
+    /// Nothing can be modified through this handle: the server refuses it before it gets here
+    /// (proto.md "Transmission flags": `NBD_FLAG_READ_ONLY`). Other handles of the group may modify
+    /// what it reads.
     #[must_use]
     pub const fn with_read_only(self, yes: bool) -> Self {
         self.with(Abilities::READ_ONLY, yes)
     }
 
-    /// Every command goes straight to permanent storage, and reads come from there.
+    /// Every command goes straight to permanent storage, and reads come from there. Such a handle
+    /// needs no flush of its own; flush and FUA are advertised all the same.
     #[must_use]
     pub const fn with_caches_nothing(self, yes: bool) -> Self {
         self.with(Abilities::CACHES_NOTHING, yes)
@@ -541,7 +552,7 @@ impl Default for Backend {
 /// What the client of a connection may be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertised {
-    /// `NBD_FLAG_CAN_MULTI_CONN`.
+    /// `NBD_FLAG_CAN_MULTI_CONN` (proto.md "Transmission flags", like the others).
     pub multi_conn: bool,
     /// `NBD_FLAG_SEND_FLUSH`.
     pub flush: bool,
@@ -554,34 +565,36 @@ pub struct Advertised {
 #[non_exhaustive]
 pub enum OpenError {
     /// The coordinator does not know the connection, or it is open already.
-    #[error("the connection is not being opened")]
+    #[error("the connection is not being opened: connect it first, and open it once")]
     NotOpening,
     /// Emulation needs a backend with flush (or one that caches nothing, or nothing but
-    /// read-only connections).
-    #[error("a backend without flush cannot be emulated: use mode disable or plugin")]
+    /// read-only connections, of which none can have loaded what was written out while it opened).
+    #[error("a backend without flush cannot be emulated: give it one, or use mode disable")]
     CannotEmulate,
     /// The backend claims multi-conn for a writable export, but has no flush to make it true.
     #[error("multi-conn without flush on a writable export would be a lie: use mode disable")]
     MultiConnWithoutFlush,
     /// A writable connection wants to join connections without flush, which could never be made
     /// to see what it writes.
-    #[error("other connections of the group have no flush and could go on reading stale data")]
+    #[error("other connections have no flush and could go on reading stale data: use mode disable")]
     GroupCannotFlush,
     /// The other connections of the group have multi-conn and this one does not, or the other way
-    /// round: what a flush covers would depend on the connection that asks for it.
-    #[error("the backends of connections that share data differ in multi-conn: group by export")]
+    /// round: what a flush covers would depend on the connection that asks for it. Exports of
+    /// different kinds that share nothing are grouped [by export](Grouping::ByExport); handles of
+    /// the same data are all described as what the least of them is.
+    #[error("backends of one group differ in multi-conn: group by export, or claim it for none")]
     MixedMultiConn,
     /// [`Acknowledge::WriteThrough`] needs a writable backend to have flush or FUA, or to cache
     /// nothing.
-    #[error("without flush and FUA nothing written would be permanent when it is acknowledged")]
+    #[error("without flush and FUA nothing can be written through: acknowledge on completion")]
     CannotWriteThrough,
     /// [`Acknowledge::OnReceipt`] on a writable backend that can have no flush advertised: no
     /// client could ever ask whether what was acknowledged has been executed.
-    #[error("without flush no client would hear of a write that fails after its acknowledgement")]
+    #[error("without flush no client would hear of a late failure: acknowledge on completion")]
     CannotReportLater,
     /// [`Acknowledge::IgnoreFlush`] and [`Mode::Emulate`] contradict each other over a backend that
     /// caches: clients see each other's data only by flushes.
-    #[error("flushes that are ignored cannot be emulated: use mode disable, or unsafe")]
+    #[error("flushes that are ignored cannot be emulated: use mode disable")]
     CannotIgnoreFlush,
 }
 
@@ -608,7 +621,16 @@ mod tests {
             assert_eq!(meaning.parse::<FuaOnReads>().unwrap().to_string(), meaning);
         }
         assert_eq!("conn".parse(), Ok(TrackDirty::Connection));
-        assert_eq!("true".parse(), Ok(Grouping::ByExport));
+        for (yes, no) in [
+            ("true", "false"),
+            ("1", "0"),
+            ("yes", "no"),
+            ("t", "f"),
+            ("y", "n"),
+        ] {
+            assert_eq!(yes.parse(), Ok(Grouping::ByExport));
+            assert_eq!(no.parse(), Ok(Grouping::All));
+        }
         assert!("Emulate".parse::<Mode>().is_err());
         for when in [
             "on-completion",

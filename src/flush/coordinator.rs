@@ -44,6 +44,12 @@ pub(super) struct FuaWait<T> {
 }
 
 /// Keeps the flush promise for all connections of a server. See the [module](super).
+///
+/// `C` is what the caller calls a connection by: it is cloned into every action of the connection,
+/// and may be an `Arc` of all that is known of it. `E` is what it calls an export by, and `T` what
+/// it keeps for a command until the answer: the request, its payload, what a read has fetched.
+///
+/// No method panics, waits, or fails for what a client does.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct FlushCoordinator<C, E, T> {
@@ -96,7 +102,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// a handle may load data while it is being opened, and a flush that ends meanwhile has to
     /// know.
     ///
-    /// Either [`opened`](Self::opened) or [`disconnect`](Self::disconnect) must follow.
+    /// Either [`opened`](Self::opened) or, if it could not be opened,
+    /// [`disconnect`](Self::disconnect) must follow.
+    #[must_use = "a connection that is neither opened nor disconnected stays for ever"]
     pub fn connect(&mut self, key: C, export: &E) -> Conn {
         let group = self.group_of(export);
         let now = self.clock.tick();
@@ -134,8 +142,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     ///
     /// # Errors
     ///
-    /// If the configured mode cannot keep its promise with such a handle. The connection is then
-    /// forgotten; close the handle.
+    /// If the configured mode cannot keep its promise with such a handle, alone or beside those of
+    /// the group that are open. The connection is then forgotten, without an
+    /// [`Action::Release`]; close the handle.
     pub fn opened(&mut self, conn: Conn, mut backend: Backend) -> Result<Advertised, OpenError> {
         if self.config.acknowledge() == Acknowledge::IgnoreFlush {
             // So that nobody relies on it, and it is never asked for.
@@ -272,7 +281,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// The common case, a command that needs nothing, is decided without touching any queue. Of
     /// the commands, only [`FLUSH`](CommandType::FLUSH) is never executed: it turns into
     /// [`Action::Flush`]es, or is answered at once: with [`Errno::EINVAL`] where flush was not
-    /// [advertised](Advertised::flush).
+    /// [advertised](Advertised::flush). `NBD_CMD_DISC` is no command here: call
+    /// [`disconnect`](Self::disconnect).
     pub fn command(&mut self, conn: Conn, command: Command, tag: T) -> Decision<T> {
         match self.members.get(conn.0) {
             Some(member) if member.phase == Phase::Serving => {}
@@ -399,8 +409,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// The backend has executed a command, with this result.
     ///
     /// Call this before the client gets the reply: what completes here is what the next flush has
-    /// to cover. A command that failed may have had an effect all the same, and counts like one
-    /// that succeeded.
+    /// to cover (proto.md "Ordering of messages and writes"). A command that failed may have had an
+    /// effect all the same, and counts like one that succeeded.
     pub fn complete(&mut self, op: Op, tag: T, result: Result<(), Errno>) -> Decision<T> {
         let Some(member) = self.members.get_mut(op.member) else {
             return Decision::Closed { tag };
@@ -503,7 +513,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Forgets the failures of an export's group, so that flushes can succeed again: for when the
-    /// caller has made sure that what was lost is not missed, as by rewriting it.
+    /// caller has made sure that what was lost is not missed, as by rewriting it. Under
+    /// [`Grouping::All`] the group is that of all connections, whatever the export.
     pub fn reset(&mut self, export: &E) {
         let group = match self.config.grouping() {
             Grouping::All => self.everyone,
@@ -530,6 +541,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// The next thing to do, if there is any. May be called at any time; what is not taken stays.
     /// Actions may be carried out in any order, and in parallel.
+    #[must_use = "an action that is taken has to be carried out"]
     pub fn poll(&mut self) -> Option<Action<C, T>> {
         loop {
             let Some(pending) = self.actions.pop_front() else {

@@ -16,8 +16,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// can come after, and revert, what the new one is told is written.
     ///
     /// - No more commands of the connection are accepted. Those that wait, flushes included, are
-    ///   not executed, but come back as [`Action::Reply`] with [`Errno::ESHUTDOWN`], so that what
-    ///   the caller keeps for them can be freed.
+    ///   not executed, but come back as [`Action::Reply`] with [`Errno::ESHUTDOWN`] (proto.md
+    ///   "Terminating the transmission phase"), so that what the caller keeps for them can be
+    ///   freed.
     /// - If any are executing, [`Action::Cancel`] says so: they should end soon, with whatever
     ///   result. Each still has to be given to [`complete`](Self::complete), or the handle to be
     ///   reported [lost](Self::lost).
@@ -32,7 +33,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     ///   nothing of the cache may be written back after that.
     ///
     /// A connection may be revoked after it was said to have left, if it is not released
-    /// yet. One that is still being opened is forgotten at once.
+    /// yet. One that is still being opened is forgotten at once, without an [`Action::Release`].
     pub fn revoke(&mut self, conn: Conn) {
         let key = conn.0;
         let Some(member) = self.members.get_mut(key) else {

@@ -155,7 +155,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         Some(Action::Flush { key, flush })
     }
 
-    /// A backend flush has ended, with this result.
+    /// A backend flush has ended, with this result. One that the coordinator does not know, or does
+    /// not wait for any more because the handle was [lost](Self::lost), is ignored.
     pub fn flushed(&mut self, flush: FlushId, result: Result<(), Errno>) {
         let key = flush.member;
         let Some(member) = self.members.get_mut(key) else {

@@ -14,7 +14,8 @@ use crate::wire::Errno;
 const MOST_ORPHANS: u32 = 1024;
 
 impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
-    /// The client of a connection is gone, or is going: no more commands will come. Those that
+    /// The client of a connection is gone, or is going (proto.md "Terminating the transmission
+    /// phase"): no more commands will come. Those that
     /// came are still carried out and answered; when all is done, and what the handle holds is
     /// written out where others rely on it, [`Action::Release`] says that it can be closed.
     ///
@@ -32,13 +33,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 
-    /// A backend handle is gone, with all that it had not written out; nothing that it was asked
-    /// to do happens any more. If others rely on what is lost, the group's next flushes fail. (What
+    /// A backend handle is gone, with all that it had not written out. Call this only when nothing
+    /// that the handle was asked to do can happen any more: when its process has ended, not when it
+    /// does not answer. If others rely on what is lost, the group's next flushes fail. (What
     /// a handle with multi-conn has not written out is in a cache that all share, and stays there.)
     ///
-    /// What waits on this connection is answered with [`Errno::EIO`], then [`Action::Release`]
-    /// follows; commands that are executing are the caller's to answer. A connection that is still
-    /// being opened is forgotten at once, without such an action.
+    /// The connection is over: its commands are [closed](super::Decision::Closed) from now on. What
+    /// waits on it is answered with [`Errno::EIO`], then [`Action::Release`] follows. Commands that
+    /// are executing are the caller's to answer, but for those that were
+    /// [acknowledged](super::Op::acknowledged) already; [`complete`](Self::complete) would only
+    /// give their tags back, [closed](super::Decision::Closed), and their [`Op`]s may be dropped
+    /// instead. A connection that is still being opened is forgotten at once, without a release.
     pub fn lost(&mut self, conn: Conn) {
         let key = conn.0;
         let Some(member) = self.members.get_mut(key) else {

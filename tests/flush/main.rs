@@ -13,4 +13,6 @@ mod preflush;
 mod promises;
 mod random;
 mod serial;
+mod tags;
+mod truthful;
 mod world;
