@@ -12,6 +12,7 @@ use super::command::{Command, Decision, Op};
 use super::config::{Acknowledge, AfterFailure};
 use super::coordinator::FlushCoordinator;
 use super::group::{Path, Waiter};
+use super::member::Member;
 use super::order::Range;
 use super::slab::Key;
 use super::waiting::LAST;
@@ -218,12 +219,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// A client's flush has arrived. To its clients, what is acknowledged has been executed: the
-    /// flush waits until that is true.
+    /// flush waits until that is true, unless it was not advertised, and is refused at once.
     /// What is to follow the flush, if anything, is passed on.
     pub(super) fn flush_arrives(&mut self, key: Key, then: Option<Command>, tag: T) -> Decision<T> {
         let member = key;
         let waiter = Waiter { member, tag, then };
+        let refused = |member: &Member<C, T>| member.backend.cannot_flush();
         if self.guards > 0
+            && !self.members.get(key).is_some_and(refused)
             && let Some((group, scope)) = self.scope(key)
             && let Some(group) = self.groups.get_mut(group)
         {

@@ -1,7 +1,6 @@
 //! Connections that are revoked: what they left behind must not come after what follows.
 
-use super::clock::Stamp;
-use super::command::{Action, Conn};
+use super::command::{Action, Conn, Op};
 use super::config::Overlap;
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
@@ -71,21 +70,34 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         for tag in waiting {
             self.reply(key, tag, Err(Errno::ESHUTDOWN));
         }
-        // So that it is not released before all this is done.
-        self.set_pending(key, 1);
         // These count as begun, but nothing of them will ever be executed.
-        for (mut op, tag) in unexecuted {
+        for (op, tag) in unexecuted {
             self.forget_acknowledged(&op);
-            op.acknowledged = Stamp::NEVER;
-            let decision = self.complete(op, tag, Err(Errno::ESHUTDOWN));
-            self.act(key, decision);
+            self.withdraw(&op);
+            self.reply(key, tag, Err(Errno::ESHUTDOWN));
         }
-        self.set_pending(key, 0);
+        if let Some(member) = self.members.get_mut(key) {
+            member.pending = 0;
+        }
+        self.check_draining(key);
+        self.offer_turn(key);
     }
 
-    fn set_pending(&mut self, key: Key, pending: u32) {
-        if let Some(member) = self.members.get_mut(key) {
-            member.pending = pending;
+    /// A command that was to be executed loads and modifies nothing.
+    fn withdraw(&mut self, op: &Op) {
+        let Some(member) = self.members.get_mut(op.member) else {
+            return;
+        };
+        member.in_flight.end(op.generation);
+        if !op.modification {
+            return;
+        }
+        member.in_flight.modifying = member.in_flight.modifying.saturating_sub(1);
+        if let Some(range) = op.range
+            && let Some(group) = self.groups.get_mut(member.group)
+            && group.ranges.withdraw(op.member, range)
+        {
+            member.ranges = member.ranges.saturating_sub(1);
         }
     }
 

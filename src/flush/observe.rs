@@ -294,6 +294,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         match self.path(group) {
             Path::Emulate => self.explain_in_round(conn.0, member, group),
+            // Another handle is flushed for it.
+            Path::CoversAll if !member.backend.flush() => Explanation::Clean,
             Path::CoversAll => self.explain_shared(group),
             Path::Own => self.explain_own(conn.0, member, group),
         }

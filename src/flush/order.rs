@@ -141,6 +141,23 @@ impl Ranges {
         (segment.in_flight == 0).then_some(Range { start, end })
     }
 
+    /// A modification in `range` that was to begin never will. Returns whether its segment was
+    /// removed, because nothing else is known of it.
+    pub(super) fn withdraw(&mut self, owner: Key, range: Range) -> bool {
+        let Some((&start, segment)) = self.segments.range_mut(..=range.start).next_back() else {
+            return false;
+        };
+        if segment.owner != owner {
+            return false;
+        }
+        segment.in_flight = segment.in_flight.saturating_sub(1);
+        let forgotten = segment.in_flight == 0 && !segment.last.happened();
+        if forgotten {
+            self.segments.remove(&start);
+        }
+        forgotten
+    }
+
     /// Where the first segment over `range` that is not `owner`'s starts, and whose it is.
     pub(super) fn first_not_of(&self, owner: Key, range: Range) -> Option<(u64, Key)> {
         self.over(range)

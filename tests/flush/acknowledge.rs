@@ -204,6 +204,23 @@ mod on_receipt {
     }
 
     #[test]
+    fn a_flush_that_was_not_advertised_is_refused_without_waiting_for_anything() {
+        let mut it = FlushCoordinator::<usize, u8, u32>::new(on_receipt());
+        let (writer, reader) = (it.connect(0, &0), it.connect(1, &0));
+        it.opened(writer, shared()).unwrap();
+        let no_flush = Backend::new().with_multi_conn(true).with_read_only(true);
+        assert!(!it.opened(reader, no_flush).unwrap().flush);
+        let write = Command::new(CommandType::WRITE, 0, 1);
+        let Decision::Execute { op, .. } = it.command(writer, write, 1) else {
+            panic!("nothing is in its way");
+        };
+        assert!(op.acknowledged());
+        let refused = it.command(reader, Command::FLUSH, 2);
+        let einval = Err(Errno::EINVAL);
+        assert!(matches!(refused, Decision::Reply { tag: 2, result } if result == einval));
+    }
+
+    #[test]
     fn a_write_is_answered_when_it_begins_and_not_again() {
         for mut world in worlds() {
             let write = world.write(0, 0, 1);

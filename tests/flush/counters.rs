@@ -2,8 +2,8 @@
 //! a handle.
 
 use nbd_proto::flush::{
-    AfterFailure, Backend, Command, Config, Conn, Explanation, FuaOnReads, Grouping, Mode,
-    TrackDirty,
+    Acknowledge, AfterFailure, Backend, Command, Config, Conn, Explanation, FuaOnReads, Grouping,
+    Mode, TrackDirty,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
@@ -326,6 +326,23 @@ fn a_handle_without_flush_is_never_flushed() {
     let explained = world.coordinator.explain(conn(&world, 0));
     assert_eq!(explained, Explanation::CannotFlush);
     assert_eq!(explained.to_string(), "not flushed: it has no flush");
+}
+
+#[test]
+fn a_handle_without_flush_is_not_flushed_for_a_shared_cache_either() {
+    let config = Config::new();
+    for config in [config, config.with_acknowledge(Acknowledge::IgnoreFlush)] {
+        let mut world = World::with_connections(config, caching().with_multi_conn(true), 1);
+        let through = Backend::new()
+            .with_multi_conn(true)
+            .with_caches_nothing(true);
+        let at = world.connect(0);
+        world.coordinator.opened(conn(&world, at), through).unwrap();
+        world.write(0, 0, 1);
+        world.settle();
+        let explained = world.coordinator.explain(conn(&world, at));
+        assert_eq!(explained, Explanation::Clean);
+    }
 }
 
 #[test]

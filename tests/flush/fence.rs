@@ -350,6 +350,32 @@ fn where_flushes_are_ignored_the_fence_holds_until_the_handle_is_released() {
 }
 
 #[test]
+fn what_was_to_begin_when_its_connection_was_revoked_is_not_counted_nor_flushed() {
+    for mut world in worlds() {
+        // The retry of another connection's write waits, and may begin when that is gone.
+        let old = world.write(0, 0, 1);
+        world.revoke(0);
+        world.poll();
+        let waits = world.write(1, 0, 1);
+        let at = world.executing(old);
+        world.finish(at, Err(Errno::EIO));
+        while !world.flushing.is_empty() {
+            world.finish_flush(0, None);
+        }
+        let flushes = world.flushes.len();
+        world.revoke(1);
+        let next = world.write(2, 0, 1);
+        world.settle();
+        let config = *world.coordinator.config();
+        assert_eq!(world.reply(waits), CANCELLED, "{config:?}");
+        assert_eq!(world.reply(next), OK, "{config:?}");
+        assert_eq!(world.coordinator.counters().modifications, 2, "{config:?}");
+        assert!(!world.flushes[flushes..].contains(&1), "{config:?}");
+        world.check_all_answered();
+    }
+}
+
+#[test]
 fn a_connection_that_was_said_to_have_left_can_be_revoked() {
     for mut world in worlds() {
         let old = world.write(0, 0, 1);
