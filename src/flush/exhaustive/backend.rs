@@ -304,13 +304,11 @@ impl World {
             for left in before.into_iter().chain([&mut handle.left]) {
                 if *left == Left::Fresh {
                     *left = Left::Stale;
-                    handle.was_stale = true;
                 }
             }
             let executing = self.executing.iter_mut();
             for executing in executing.filter(|it| usize::from(it.conn) == index) {
                 executing.stale = true;
-                handle.was_stale = true;
             }
         }
     }
@@ -325,9 +323,7 @@ impl World {
         let stale = self.handles[index].left == Left::Stale
             || self.executing.iter().any(|it| it.conn == conn && it.stale);
         let exact = setup.minimal && setup.config.track_dirty() == TrackDirty::Connection;
-        // Who asks for a flush of a stale handle may get it after another has made it fresh.
-        let was_stale = core::mem::replace(&mut self.handles[index].was_stale, stale);
-        if exact && !cache.uncovered && !stale && !was_stale {
+        if exact && !cache.uncovered && !stale {
             self.accuse(Wrong::Unneeded);
         }
         if setup.counts_rounds {

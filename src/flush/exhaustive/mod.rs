@@ -15,8 +15,8 @@
 //!   what waits on a revoked connection comes back, once, and whatever it wrote is older than what
 //!   others write later;
 //! - did those hear of a failure who have to, and did nothing fail without a cause;
-//! - was a handle flushed that had nothing to write out and was not stale, neither now nor when it
-//!   was last flushed; did a round visit all; did each flush reach the backend where it has to;
+//! - was a handle flushed that had nothing to write out and was not stale; did a round visit all;
+//!   did each flush reach the backend where it has to;
 //! - where nothing goes on any more: what if each client flushed now, and again, and all left.
 //!
 //! The coordinator remembers when things happened, and counts. States that differ only in that are

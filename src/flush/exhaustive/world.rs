@@ -176,8 +176,6 @@ pub(super) struct Handle {
     /// Something has happened on it.
     pub(super) used: bool,
     pub(super) left: Left,
-    /// What it had cached was stale when its last flush started, or became so since.
-    pub(super) was_stale: bool,
     /// A flush of it has failed, or it was lost.
     pub(super) failed: bool,
     /// A flush failed to write out its data, and its client has not been told.
@@ -432,7 +430,6 @@ impl World {
             phase: Phase::Opening,
             used: false,
             left: if loads { Left::Fresh } else { Left::Nothing },
-            was_stale: false,
             failed: false,
             owed: false,
             lost_data: false,
