@@ -79,7 +79,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     pub(super) fn is_being_refreshed(&self, key: Key) -> bool {
         let running = self.members.get(key).and_then(Member::flush_running);
         running.is_some_and(|running| {
-            let kept = running.oldest_in_flight.or(running.first_after);
+            let kept = running.kept();
             kept.is_none_or(|loaded| loaded >= self.written_beside(key))
         })
     }

@@ -5,7 +5,7 @@ use super::command::{Action, FlushId};
 use super::config::{AfterFailure, ThreadModel};
 use super::coordinator::{FlushCoordinator, Pending};
 use super::group::Path;
-use super::member::{List, Need, Phase, Place, Running, Work};
+use super::member::{List, Member, Need, Phase, Place, Running, Work};
 use super::slab::Key;
 use super::waiting::LAST;
 use crate::wire::Errno;
@@ -73,11 +73,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     }
 
     /// Needs a flush that drops whatever was loaded until now, also by commands that are in
-    /// flight: it starts when these have ended.
+    /// flight: it starts when these have ended. One that runs will do if nothing is kept across it
+    /// that may be old.
     pub(super) fn invalidate(&mut self, key: Key, need: Need) {
+        let served = self.is_served_by_running(key, need);
         let Some(member) = self.members.get_mut(key) else {
             return;
         };
+        if served {
+            member.work_mut().joined.push(need);
+            return;
+        }
         // Where a handle is called one at a time, no flush starts before they have ended.
         if member.in_flight.is_empty() || self.serializes() {
             self.flush_later(key, need);
@@ -151,8 +157,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         work.queued = false;
         work.running = Some(running);
         let flush = FlushId { member: key, start };
-        let key = member.key.clone();
-        Some(Action::Flush { key, flush })
+        let name = member.key.clone();
+        self.join_draining(key);
+        Some(Action::Flush { key: name, flush })
     }
 
     /// A backend flush has ended, with this result. One that the coordinator does not know, or does
@@ -217,10 +224,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         member.purgeable = true;
         // What was cached when the flush started is gone; what commands in flight fetched before
         // may still be put in the cache after it.
-        member.oldest_load = running
-            .oldest_in_flight
-            .or(running.first_after)
-            .unwrap_or(Stamp::NEVER);
+        member.oldest_load = running.kept().unwrap_or(Stamp::NEVER);
         if member.backend.caches_nothing() {
             member.oldest_load = Stamp::NEVER;
         }
@@ -310,6 +314,43 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             member.work_mut().gate = now;
         }
         self.relist(key);
+    }
+
+    /// Whether the flush that runs on a handle drops what `need` is about, if it succeeds.
+    fn is_served_by_running(&self, key: Key, need: Need) -> bool {
+        match need {
+            Need::Gate => self.is_being_ungated(key),
+            _ => self.is_being_refreshed(key),
+        }
+    }
+
+    /// A flush starts: it may do for those who wait until commands have ended that are none of
+    /// their business, having begun after all that is old.
+    fn join_draining(&mut self, key: Key) {
+        let work = self.members.get_mut(key).and_then(Member::work_if_any_mut);
+        let Some(work) = work.filter(|work| !work.draining.is_empty()) else {
+            return;
+        };
+        for (generation, need) in core::mem::take(&mut work.draining) {
+            let served = self.is_served_by_running(key, need);
+            let Some(member) = self.members.get_mut(key) else {
+                return;
+            };
+            let work = member.work_mut();
+            if served {
+                work.joined.push(need);
+            } else {
+                work.draining.push((generation, need));
+            }
+        }
+    }
+
+    /// Whether the flush that runs on a handle opens its gate if it succeeds.
+    fn is_being_ungated(&self, key: Key) -> bool {
+        self.members.get(key).is_some_and(|member| {
+            let running = member.flush_running();
+            running.is_some_and(|it| it.kept().is_none_or(|loaded| loaded > member.gate()))
+        })
     }
 
     /// Lets commands through again if nothing old is left in the cache.

@@ -167,6 +167,13 @@ pub(super) struct Running {
     pub(super) count: u64,
 }
 
+impl Running {
+    /// When the oldest of what may be cached after it can have been loaded, if anything may.
+    pub(super) fn kept(&self) -> Option<Stamp> {
+        self.oldest_in_flight.or(self.first_after)
+    }
+}
+
 /// A command that waits until its handle may serve.
 #[derive(Clone, Debug)]
 #[cfg_attr(test, derive(PartialEq, Eq, Hash))]
@@ -428,6 +435,10 @@ impl<C, T> Member<C, T> {
 
     pub(super) fn work(&self) -> Option<&Work<T>> {
         self.work.as_deref()
+    }
+
+    pub(super) fn work_if_any_mut(&mut self) -> Option<&mut Work<T>> {
+        self.work.as_deref_mut()
     }
 
     pub(super) fn work_mut(&mut self) -> &mut Work<T> {

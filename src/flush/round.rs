@@ -226,7 +226,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         };
         if gone && self.path(state) == Path::CoversAll {
             let uncovered = state.last_mod > state.covered_all;
-            if self.visit_another(group) {
+            // What another flush has covered meanwhile needs none, unless each has to be one.
+            let needed = uncovered || self.config.track_dirty() == TrackDirty::Off;
+            if needed && self.visit_another(group) {
                 return;
             }
             if uncovered {
@@ -488,7 +490,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
         self.count_pending(key);
         let wait = self.own.insert(waiter);
-        if self.is_stale(key) {
+        if self.keeps_old(key) {
             // It has to start from now on, or old data would stay.
             self.flush_later(key, Need::Own(wait));
         } else {
@@ -504,8 +506,14 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         else {
             return false;
         };
-        let serves = |running: &Running| running.start > member.last_mod && !self.is_stale(key);
+        let serves = |running: &Running| running.start > member.last_mod && !self.keeps_old(key);
         work.queued || !work.next.is_empty() || work.running.as_ref().is_some_and(serves)
+    }
+
+    /// Whether a handle may hold what is old, and the flush that runs on it, if any, leaves it
+    /// there.
+    fn keeps_old(&self, key: Key) -> bool {
+        self.is_stale(key) && !self.is_being_refreshed(key)
     }
 
     pub(super) fn own_served(&mut self, wait: Key, result: Result<(), Errno>) {

@@ -60,6 +60,20 @@ fn a_read_finds_what_another_connection_has_written_without_any_flush() {
     }
 }
 
+/// Rule 9.
+#[test]
+fn two_reads_share_one_invalidation_of_their_handle() {
+    let mut world = world(coherent(), 1);
+    let fua = world.write_fua(0, 0, 1);
+    end(&mut world, fua);
+    // Part of what it held may have reached storage, so that what it holds may be old.
+    end_flush(&mut world, 0, Some(Fault::Keep));
+    let (first, second) = (world.read(0, 0, 1), world.read(0, 0, 1));
+    world.settle();
+    assert_eq!((world.reply(first), world.reply(second)), (OK, OK));
+    assert_eq!(world.flushes, [0, 0]);
+}
+
 #[test]
 fn by_default_reads_need_a_flush_to_find_it() {
     let (mut world, x) = stale_world(coherent().with_overlap(Overlap::OrderWrites));

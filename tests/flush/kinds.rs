@@ -123,6 +123,35 @@ fn a_flush_whose_handle_is_lost_starts_anew_on_another_that_shares_the_cache() {
     assert_eq!(poll(&mut it).1, [(3, Ok(()))]);
 }
 
+/// Rule 9.
+#[test]
+fn a_flush_whose_handle_is_lost_does_not_start_anew_for_what_another_has_covered() {
+    for level in [TrackDirty::Connection, TrackDirty::Off] {
+        let mut it = Coordinator::new(Config::new().with_track_dirty(level));
+        let (a, b) = (open(&mut it, 0, shared()), open(&mut it, 1, shared()));
+        let c = open(&mut it, 2, shared());
+        execute(&mut it, a, write(0));
+        starts_flush(&mut it, b, 1);
+        starts_flush(&mut it, c, 2);
+        let fua = begin(&mut it, a, write(5).with_fua(true), 3);
+        assert!(matches!(it.complete(fua, 3, Ok(())), Decision::Wait));
+        let (running, _) = poll(&mut it);
+        let handles: Vec<Conn> = running.iter().map(FlushId::conn).collect();
+        assert_eq!(handles, [b, a]);
+        end(&mut it, &running[1..]);
+        assert_eq!(poll(&mut it).1, [(3, Ok(()))]);
+        it.lost(b);
+        let (anew, replies) = poll(&mut it);
+        if level == TrackDirty::Off {
+            // Each flush is to be one, needed or not.
+            assert_eq!((anew.len(), replies), (1, vec![(1, Err(Errno::EIO))]));
+        } else {
+            assert!(anew.is_empty());
+            assert_eq!(replies, [(1, Err(Errno::EIO)), (2, Ok(()))]);
+        }
+    }
+}
+
 #[test]
 fn handles_of_one_group_agree_on_multi_conn() {
     for mode in [Mode::Auto, Mode::Emulate, Mode::Plugin, Mode::Disable] {

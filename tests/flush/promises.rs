@@ -1,11 +1,12 @@
 //! What is advertised, what is refused, and how many backend flushes are called.
 
 use nbd_proto::flush::{
-    Backend, Command, Config, Decision, FlushCoordinator, Mode, OpenError, ThreadModel, TrackDirty,
+    AfterFailure, Backend, Command, Config, Decision, FlushCoordinator, Mode, OpenError,
+    ThreadModel, TrackDirty,
 };
 use nbd_proto::wire::{CommandType, Errno};
 
-use crate::world::World;
+use crate::world::{Fault, World};
 
 fn caching() -> Backend {
     Backend::new().with_flush(true)
@@ -261,4 +262,52 @@ fn flushes_that_were_covered_while_they_waited_flush_nothing_more() {
     let mut flushes = world.flushes.clone();
     flushes.sort_unstable();
     assert_eq!(flushes, [0, 0, 1]);
+}
+
+#[test]
+fn flushes_of_a_connection_that_is_on_its_own_share_one_after_a_failure() {
+    let config = Config::new()
+        .with_mode(Mode::Plugin)
+        .with_after_failure(AfterFailure::Retry);
+    let mut world = World::with_connections(config, caching(), 1);
+    world.own = true;
+    world.write(0, 0, 1);
+    world.settle();
+    let fails = world.flush(0);
+    world.poll();
+    world.finish_flush(world.flushing(0), Some(Fault::Keep));
+    world.settle();
+    assert_eq!(world.reply(fails), Some(Err(Errno::EIO)));
+    let first = world.flush(0);
+    world.poll();
+    let second = world.flush(0);
+    world.settle();
+    let ok = Some(Ok(()));
+    assert_eq!((world.reply(first), world.reply(second)), (ok, ok));
+    assert_eq!(world.flushes, [0, 0]);
+}
+
+#[test]
+fn a_flush_that_makes_a_handle_fresh_does_for_all_who_wait_for_that() {
+    let mut world = World::with_connections(Config::new(), caching(), 2);
+    let fua = world.write_fua(0, 0, 1);
+    let old = world.read(0, 0, 1);
+    world.finish(world.executing(fua), Ok(()));
+    world.poll();
+    world.finish_flush(world.flushing(0), None);
+    world.poll();
+    // What the read has found may be from before. Another one that begins now is not in the way.
+    let new = world.read(0, 0, 1);
+    let flush = world.flush(1);
+    world.poll();
+    assert!(!world.is_flushing(0));
+    world.finish(world.executing(old), Ok(()));
+    world.poll();
+    world.finish_flush(world.flushing(0), None);
+    world.poll();
+    let ok = Some(Ok(()));
+    assert_eq!((world.reply(fua), world.reply(flush)), (ok, ok));
+    assert_eq!(world.reply(new), None);
+    world.settle();
+    assert_eq!(world.flushes, [0, 0]);
 }

@@ -254,9 +254,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "what is loaded during a flush of the handle is forgotten",
         edits: &[Edit {
-            file: HANDLE,
-            find: "            .or(running.first_after)\n",
-            replace: "",
+            file: MEMBER,
+            find: "self.oldest_in_flight.or(self.first_after)",
+            replace: "self.oldest_in_flight",
         }],
         caught_by: &[
             "hazards::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
@@ -1272,6 +1272,47 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "        if false {\n",
         }],
         caught_by: &["coherent::a_read_is_satisfied_with_an_invalidation_that_runs_already"],
+    },
+    // Minimality.
+    Mutant {
+        name: "an invalidation never joins a flush that runs",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        if served {\n            member.work_mut()",
+            replace: "        if false && served {\n            member.work_mut()",
+        }],
+        caught_by: &["coherent::two_reads_share_one_invalidation_of_their_handle"],
+    },
+    Mutant {
+        name: "a flush that starts does not do for those who wait for commands to end",
+        edits: &[Edit {
+            file: HANDLE,
+            find: "        self.join_draining(key);\n",
+            replace: "",
+        }],
+        caught_by: &["promises::a_flush_that_makes_a_handle_fresh_does_for_all_who_wait_for_that"],
+    },
+    Mutant {
+        name: "alone: a flush does not join one that makes its handle fresh",
+        edits: &[Edit {
+            file: ROUND,
+            find: "self.is_stale(key) && !self.is_being_refreshed(key)",
+            replace: "self.is_stale(key)",
+        }],
+        caught_by: &[
+            "promises::flushes_of_a_connection_that_is_on_its_own_share_one_after_a_failure",
+        ],
+    },
+    Mutant {
+        name: "a round whose handle is lost starts anew for what is covered",
+        edits: &[Edit {
+            file: ROUND,
+            find: "            if needed && self.visit_another(group) {\n",
+            replace: "            if self.visit_another(group) {\n",
+        }],
+        caught_by: &[
+            "kinds::a_flush_whose_handle_is_lost_does_not_start_anew_for_what_another_has_covered",
+        ],
     },
     // Who waits is found.
     Mutant {

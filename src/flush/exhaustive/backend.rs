@@ -24,8 +24,12 @@ impl World {
             Action::Flush { key, flush } => self.start_flush(setup, key, flush),
             Action::Reply { tag, result, .. } => self.answer(setup, tag, result),
             Action::Release { key } => self.release(setup, key.into()),
-            // Nobody is revoked here.
-            Action::Cancel { .. } => self.accuse(Wrong::Answered),
+            Action::Cancel { key } => {
+                let due = &mut self.handles[usize::from(key)].cancel_due;
+                if !core::mem::take(due) && !setup.lazy {
+                    self.accuse(Wrong::Answered);
+                }
+            }
         }
         true
     }
@@ -49,7 +53,13 @@ impl World {
         let Some(sent) = self.sent.iter().find(|it| it.tag == tag) else {
             return self.accuse(Wrong::Answered);
         };
-        let (conn, what) = (sent.conn, sent.what);
+        let (conn, mut what) = (sent.conn, sent.what);
+        self.check_calls(setup, conn);
+        if let What::FlushAndRead(at) = what {
+            what = What::Read(at);
+            self.check_preflush(setup, tag);
+        }
+        let acknowledged = op.acknowledged();
         let caches = setup.caches != Caches::Shared && !Self::is_through(setup, conn.into());
         let matters = caches && (setup.cells > 1 || matches!(what, What::Read(_)));
         self.executing.push(Executing {
@@ -60,6 +70,33 @@ impl World {
             fetched: matters.then_some(self.store),
             stale: false,
         });
+        if acknowledged {
+            self.answer(setup, tag, Ok(()));
+        }
+    }
+
+    /// A handle is about to be called.
+    fn check_calls(&mut self, setup: &Setup, conn: u8) {
+        let executing = self.executing.iter().any(|it| it.conn == conn);
+        let flushing = self.flushing.iter().any(|it| it.conn == conn);
+        if setup.serializes() && (executing || flushing) {
+            self.accuse(Wrong::Twice);
+        }
+    }
+
+    /// A read begins that a flush has to come before: it has succeeded.
+    fn check_preflush(&mut self, setup: &Setup, tag: u8) {
+        let Some(&sent) = self.sent.iter().find(|it| it.tag == tag) else {
+            return;
+        };
+        if sent.unreached {
+            self.accuse(Wrong::Unreached);
+        }
+        // What fails after its flush, while it waits for its handle, is the next one's to report.
+        let owed = self.sticky || self.handles[usize::from(sent.conn)].owed;
+        if !setup.lazy && sent.owed && owed {
+            self.accuse(Wrong::Unreported);
+        }
     }
 
     /// What may be left in the cache by a command that ends now, each once.
@@ -73,7 +110,7 @@ impl World {
         let (span, reads) = match executing.what {
             What::Read(span) => (span, true),
             What::Write { at, .. } => (at, setup.config.granule() > 1),
-            What::Flush => return loads,
+            What::FlushAndRead(_) | What::Flush => return loads,
         };
         let asked = if setup.config.granule() > 1 {
             0..usize::from(setup.cells)
@@ -115,8 +152,27 @@ impl World {
             self.check_read(setup, index, tag, at);
         }
         let result = if success { Ok(()) } else { Err(Errno::EIO) };
-        self.trouble |= !success;
+        let acknowledged = op.acknowledged();
+        // What is cancelled concerns nobody, if nobody was told that it is done.
+        self.trouble |= !success && (acknowledged || !self.handles[index].revoked);
+        if let What::Write { id, .. } = what
+            && acknowledged
+            && !success
+        {
+            self.failed_late.insert(id);
+            if setup.alone {
+                self.handles[index].owed = true;
+            } else {
+                self.fail_all(setup, true);
+            }
+        }
         let decision = self.coordinator.complete(op, tag, result);
+        if acknowledged {
+            if !matches!(decision, Decision::Answered { tag: it } if it == tag) {
+                self.accuse(Wrong::Answered);
+            }
+            return;
+        }
         if !success {
             // A command that fails is answered so at once, and there is a cause.
             let answered = self.sent.extract_if(.., |it| it.tag == tag).count() == 1;
@@ -134,7 +190,7 @@ impl World {
         let (span, reads) = match executing.what {
             What::Read(span) => (span, true),
             What::Write { at, .. } => (at, setup.config.granule() > 1),
-            What::Flush => return,
+            What::FlushAndRead(_) | What::Flush => return,
         };
         for cell in 0..usize::from(setup.cells) {
             let asked = reads && (setup.config.granule() > 1 || span.cells().contains(&cell));
@@ -215,15 +271,22 @@ impl World {
     }
 
     pub(super) fn check_read(&mut self, setup: &Setup, index: usize, tag: u8, at: Span) {
-        let Some(floor) = self.sent.iter().find(|it| it.tag == tag) else {
+        let Some(&sent) = self.sent.iter().find(|it| it.tag == tag) else {
             return;
         };
-        let floor = floor.floor;
+        let mut floor = sent.floor;
+        for id in self.promised(sent.covers).iter() {
+            self.raise(setup, &mut floor, id);
+        }
         for cell in at.cells() {
             let cached = self.caches[Self::cache_of(setup, index)].cells[cell];
             let value = cached.map_or(self.store[cell], |it| it.id);
-            if !setup.alone && self.is_older(value, floor[cell], false) {
+            if !setup.alone && self.is_older(value, floor[cell], setup.unordered()) {
                 self.accuse(Wrong::Stale);
+            }
+            let must_see = self.kept_in(cell, sent.must_see);
+            if self.is_older(value, must_see, setup.unordered()) {
+                self.accuse(Wrong::Incoherent);
             }
         }
     }
@@ -241,13 +304,11 @@ impl World {
             for left in before.into_iter().chain([&mut handle.left]) {
                 if *left == Left::Fresh {
                     *left = Left::Stale;
-                    handle.was_stale = true;
                 }
             }
             let executing = self.executing.iter_mut();
             for executing in executing.filter(|it| usize::from(it.conn) == index) {
                 executing.stale = true;
-                handle.was_stale = true;
             }
         }
     }
@@ -255,15 +316,14 @@ impl World {
     pub(super) fn start_flush(&mut self, setup: &Setup, conn: u8, flush: FlushId) {
         let index = usize::from(conn);
         let cache = self.caches[Self::cache_of(setup, index)];
+        self.check_calls(setup, conn);
         if Self::is_through(setup, index) || self.handles[index].phase == Phase::Closed {
             return self.accuse(Wrong::Unneeded);
         }
         let stale = self.handles[index].left == Left::Stale
             || self.executing.iter().any(|it| it.conn == conn && it.stale);
         let exact = setup.minimal && setup.config.track_dirty() == TrackDirty::Connection;
-        // Who asks for a flush of a stale handle may get it after another has made it fresh.
-        let was_stale = core::mem::replace(&mut self.handles[index].was_stale, stale);
-        if exact && !cache.uncovered && !stale && !was_stale {
+        if exact && !cache.uncovered && !stale {
             self.accuse(Wrong::Unneeded);
         }
         if setup.counts_rounds {
@@ -344,6 +404,9 @@ impl World {
                 }
                 _ => {}
             }
+        }
+        if matches!(outcome, Outcome::Drop | Outcome::Half | Outcome::Forget) {
+            self.handles[index].lost_data = true;
         }
         if matches!(outcome, Outcome::Drop | Outcome::Half) {
             self.caches[own].cells = [None; CELLS];

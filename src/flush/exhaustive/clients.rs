@@ -1,7 +1,5 @@
 //! Clients that obey the protocol: what they send, and what they make of the answers.
 
-use alloc::vec::Vec;
-
 use super::world::Caches;
 use super::world::{CELLS, Id, Ids, Phase, Sent, Setup, Span, What, World, Write, Wrong};
 use crate::flush::command::{Command, Decision};
@@ -23,20 +21,17 @@ impl World {
     }
 
     pub(super) fn send(&mut self, setup: &Setup, index: usize, what: What) {
-        let tags = (0..).find(|tag| self.sent.iter().all(|it| it.tag != *tag));
-        let tag = tags.unwrap_or_default();
+        let tag = self.free_tag();
         let mut covers = Ids::default();
         let command = match what {
             What::Flush => {
-                covers = self.answered().without(self.forgiven);
-                if setup.alone {
-                    let others = |id: &Id| self.conn_of(*id) != Some(index);
-                    let others: Vec<Id> = covers.iter().filter(others).collect();
-                    let mut unpromised = Ids::default();
-                    others.into_iter().for_each(|id| unpromised.insert(id));
-                    covers = covers.without(unpromised);
-                }
+                covers = self.covered_by_flush(setup, index);
                 Command::FLUSH
+            }
+            What::FlushAndRead(at) => {
+                covers = self.covered_by_flush(setup, index);
+                let read = Command::new(CommandType::READ, at.first.into(), length(at));
+                read.with_fua(true)
             }
             What::Read(at) => Command::new(CommandType::READ, at.first.into(), length(at)),
             What::Write { at, fua, .. } => {
@@ -44,6 +39,7 @@ impl World {
                     conn: index as u8,
                     at,
                     after: self.answered(),
+                    after_settled: self.covered.with(self.revoked()),
                     answered: false,
                 });
                 Command::new(CommandType::WRITE, at.first.into(), length(at)).with_fua(fua)
@@ -54,21 +50,85 @@ impl World {
             conn: index as u8,
             what,
             floor: match what {
-                What::Read(_) => self.floor,
+                What::Read(_) | What::FlushAndRead(_) => self.floor,
                 _ => [Ids::default(); CELLS],
             },
+            must_see: match what {
+                What::Read(_) | What::FlushAndRead(_) => self.must_see(setup, index),
+                _ => Ids::default(),
+            },
             covers,
+            owed: self.sticky || self.handles[index].owed,
             visits: [0; 4],
             unvisited: match what {
-                What::Flush if !setup.alone => self.uncovered(setup),
+                What::Flush | What::FlushAndRead(_) if !setup.alone => self.uncovered(setup),
                 _ => 0,
             },
-            unreached: what == What::Flush && Self::all_reach(setup, index),
+            unreached: matches!(what, What::Flush | What::FlushAndRead(_))
+                && Self::all_reach(setup, index),
         });
         let decision = self
             .coordinator
             .command(self.handles[index].conn, command, tag);
         self.decide(setup, decision);
+    }
+
+    /// A number by which a command can be told from all that are under way.
+    fn free_tag(&self) -> u8 {
+        let free = |tag: &u8| {
+            self.sent.iter().all(|it| it.tag != *tag)
+                && self.executing.iter().all(|it| it.tag != *tag)
+        };
+        (0..).find(free).unwrap_or_default()
+    }
+
+    fn writes_where(&self, is: impl Fn(Id, &Write) -> bool) -> Ids {
+        let mut ids = Ids::default();
+        for (id, write) in (1..).zip(&self.writes) {
+            if is(id, write) {
+                ids.insert(id);
+            }
+        }
+        ids
+    }
+
+    /// The writes through connections that were revoked.
+    fn revoked(&self) -> Ids {
+        self.writes_where(|_, write| self.handles[usize::from(write.conn)].revoked)
+    }
+
+    /// What a flush that arrives now has to cover.
+    fn covered_by_flush(&self, setup: &Setup, index: usize) -> Ids {
+        let ours = |write: &Write| !setup.alone || usize::from(write.conn) == index;
+        let covered = self.writes_where(|_, write| write.answered && ours(write));
+        self.promised(covered)
+    }
+
+    /// Without those that nobody relies on any more.
+    pub(super) fn promised(&self, covered: Ids) -> Ids {
+        covered.without(self.forgiven).without(self.failed_late)
+    }
+
+    /// What a read that arrives now has to find without any flush. What a handle makes of its own
+    /// writes, if it is flushed meanwhile, is its own affair, unless it is coherent with itself.
+    pub(super) fn must_see(&self, setup: &Setup, index: usize) -> Ids {
+        let everyone = setup.caches == Caches::Shared || Self::is_through(setup, index);
+        self.writes_where(|_, write| {
+            let ours = usize::from(write.conn) == index;
+            let coherent = setup.is_coherent() && (!ours || setup.backend.self_coherent());
+            let back = setup.reads_back && (ours || everyone);
+            write.answered && (coherent || back)
+        })
+    }
+
+    /// Of these writes those to a cell, as far as they are not lost.
+    pub(super) fn kept_in(&self, cell: usize, ids: Ids) -> Ids {
+        self.writes_where(|id, write| {
+            ids.contains(id)
+                && !self.failed_late.contains(id)
+                && !self.handles[usize::from(write.conn)].lost_data
+                && write.at.cells().contains(&cell)
+        })
     }
 
     /// The handles that have something to write out, and have not failed to.
@@ -91,7 +151,8 @@ impl World {
             Decision::Execute { op, tag } => self.start(setup, op, tag),
             Decision::Reply { tag, result } => self.answer(setup, tag, result),
             Decision::Wait => {}
-            // Nobody sends on a connection that is not open, and nothing is answered on receipt.
+            // Nobody sends on a connection that is not open; and what was answered when it began is
+            // not asked about here.
             Decision::Closed { .. } | Decision::Answered { .. } => self.accuse(Wrong::Answered),
         }
     }
@@ -110,6 +171,12 @@ impl World {
         if self.handles[index].phase == Phase::Closed {
             self.accuse(Wrong::Answered);
         }
+        if result == Err(Errno::ESHUTDOWN) {
+            if !self.handles[index].revoked {
+                self.accuse(Wrong::Answered);
+            }
+            return;
+        }
         let missed = self.handles.iter().enumerate().any(|(index, handle)| {
             let there = !handle.failed && handle.phase != Phase::Closed;
             there && sent.unvisited & (1 << index) != 0
@@ -126,11 +193,16 @@ impl World {
                 if sent.unreached {
                     self.accuse(Wrong::Unreached);
                 }
-                for id in sent.covers.without(self.forgiven).iter() {
-                    self.raise_floor(id);
+                for id in self.promised(sent.covers).iter() {
+                    self.raise_floor(setup, id);
                 }
             }
-            (What::Flush, Err(_)) => {
+            (What::FlushAndRead(_), Ok(())) => {
+                for id in self.promised(sent.covers).iter() {
+                    self.raise_floor(setup, id);
+                }
+            }
+            (What::Flush | What::FlushAndRead(_), Err(_)) => {
                 if !self.trouble {
                     self.accuse(Wrong::Groundless);
                 }
@@ -143,8 +215,8 @@ impl World {
             }
             (What::Write { id, fua, .. }, Ok(())) => {
                 self.writes[usize::from(id) - 1].answered = true;
-                if fua {
-                    self.raise_floor(id);
+                if fua || setup.writes_through() {
+                    self.raise_floor(setup, id);
                 }
             }
             (What::Read(_), Ok(())) => {}

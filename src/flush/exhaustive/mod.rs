@@ -10,9 +10,13 @@
 //! - what would a crash leave, and what would a read find that came now on any connection, compared
 //!   with what flushes and FUA have covered;
 //! - is everybody answered, once, where nothing is left to do;
+//! - under each option what it adds: no handle is called twice at a time; a read finds what was
+//!   written before, without a flush, or after its own; what was acknowledged counts from then on;
+//!   what waits on a revoked connection comes back, once, and whatever it wrote is older than what
+//!   others write later;
 //! - did those hear of a failure who have to, and did nothing fail without a cause;
-//! - was a handle flushed that had nothing to write out and was not stale, neither now nor when it
-//!   was last flushed; did a round visit all; did each flush reach the backend where it has to;
+//! - was a handle flushed that had nothing to write out and was not stale; did a round visit all;
+//!   did each flush reach the backend where it has to;
 //! - where nothing goes on any more: what if each client flushed now, and again, and all left.
 //!
 //! The coordinator remembers when things happened, and counts. States that differ only in that are
@@ -121,4 +125,11 @@ topics! {
     handles_that_cache_nothing_may_stand_beside_others: through, 85_000, larger 900_000;
     without_multi_conn_each_connection_has_its_own_promise: alone, 45_000, larger 3_000_000;
     actions_may_be_taken_late: lazy, 20_000;
+    a_handle_is_called_for_one_thing_at_a_time: one_at_a_time, 70_000, larger 1;
+    coherent_reads_find_what_others_have_written: coherent, 110_000, larger 1;
+    what_overlaps_may_have_no_order: unordered, 50_000, larger 1;
+    what_is_acknowledged_on_receipt_is_promised: on_receipt, 60_000, larger 1;
+    what_is_written_through_lasts_and_is_seen: write_through, 72_000, larger 1;
+    a_read_with_fua_comes_after_a_flush: preflush, 45_000, larger 1;
+    what_a_revoked_connection_wrote_comes_before_what_follows: revoking, 145_000, larger 1;
 }

@@ -43,6 +43,9 @@ pub(super) enum Step {
     Disconnect {
         conn: usize,
     },
+    Revoke {
+        conn: usize,
+    },
     Lose {
         conn: usize,
         landed: bool,
@@ -58,6 +61,10 @@ impl fmt::Display for What {
         match *self {
             Self::Read(span) => {
                 f.write_str("R(")?;
+                at(f, span)?;
+            }
+            Self::FlushAndRead(span) => {
+                f.write_str("F+R(")?;
                 at(f, span)?;
             }
             Self::Write { id, at: span, fua } => {
@@ -104,6 +111,7 @@ impl fmt::Debug for Step {
             Self::Connect { conn } => write!(f, "c{conn} connects"),
             Self::Opened { conn } => write!(f, "[c{conn} is open]"),
             Self::Disconnect { conn } => write!(f, "c{conn} leaves"),
+            Self::Revoke { conn } => write!(f, "c{conn} is revoked"),
             Self::Lose { conn, landed } => {
                 let what = if landed { " what it executed has" } else { "" };
                 write!(f, "[c{conn} is lost{what}]")
@@ -149,6 +157,7 @@ impl Setup {
             writes,
             fuas,
             reads,
+            preflushes,
             flushes,
             ..
         } = world.budget;
@@ -169,6 +178,9 @@ impl Setup {
             if reads > 0 {
                 send(What::Read(at));
             }
+            if preflushes > 0 {
+                send(What::FlushAndRead(at));
+            }
         }
         if flushes > 0 {
             send(What::Flush);
@@ -181,7 +193,9 @@ impl Setup {
             for load in world.loads(self, at) {
                 for success in [true, false] {
                     let writes = matches!(what, What::Write { .. });
-                    if success || (writes && world.budget.write_faults > 0) {
+                    // A command that was cancelled may fail.
+                    let may_fail = world.budget.write_faults > 0 || world.handles[conn].revoked;
+                    if success || (writes && may_fail) {
                         steps.push(Step::Finish {
                             at,
                             conn,
@@ -212,6 +226,7 @@ impl Setup {
             connects,
             disconnects,
             losses,
+            revokes,
             ..
         } = world.budget;
         if connects > 0 {
@@ -226,7 +241,12 @@ impl Setup {
             if disconnects > 0 && open && self.is_representative(world, conn) {
                 steps.push(Step::Disconnect { conn });
             }
-            if losses > 0 && (open || handle.phase == Phase::Leaving) {
+            let there = open || handle.phase == Phase::Leaving;
+            let revocable = there && !handle.revoked;
+            if revokes > 0 && revocable && self.is_representative(world, conn) {
+                steps.push(Step::Revoke { conn });
+            }
+            if losses > 0 && there {
                 let mut writing = world.executing.iter().map(Executing::on);
                 let landed = false;
                 steps.push(Step::Lose { conn, landed });
@@ -246,6 +266,10 @@ impl Setup {
                 let span = match what {
                     What::Read(at) => {
                         spend(&mut budget.reads);
+                        at
+                    }
+                    What::FlushAndRead(at) => {
+                        spend(&mut budget.preflushes);
                         at
                     }
                     What::Write { at, fua, .. } => {
@@ -273,9 +297,13 @@ impl Setup {
                 world.poll_once(self);
             }
             Step::Finish {
-                at, load, success, ..
+                at,
+                conn,
+                load,
+                success,
+                ..
             } => {
-                if !success {
+                if !success && !world.handles[conn].revoked {
                     spend(&mut budget.write_faults);
                 }
                 world.finish(self, at, load, success);
@@ -299,6 +327,11 @@ impl Setup {
                 spend(&mut budget.disconnects);
                 world.handles[conn].used = true;
                 world.disconnect(conn);
+            }
+            Step::Revoke { conn } => {
+                spend(&mut budget.revokes);
+                world.handles[conn].used = true;
+                world.revoke(self, conn);
             }
             Step::Lose { conn, landed } => {
                 spend(&mut budget.losses);
@@ -359,6 +392,12 @@ impl Model for Setup {
                 "nothing older than what a flush covered is read",
                 |_, it| { is_not(it, Wrong::Stale) }
             ),
+            Property::always("nothing older than what was written is read", |_, it| {
+                is_not(it, Wrong::Incoherent)
+            }),
+            Property::always("never are there two calls on one handle", |_, it| {
+                is_not(it, Wrong::Twice)
+            }),
             Property::always("everybody is answered", |_, it| is_not(it, Wrong::Stuck)),
             Property::always("each is answered once, while it is there", |_, it| {
                 is_not(it, Wrong::Answered)

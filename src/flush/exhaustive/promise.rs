@@ -1,41 +1,49 @@
 //! What must hold in every state: what a crash would leave, what a read would find, who has to be
 //! answered.
 
-use super::world::{Handle, Id, Ids, Load, Outcome, Phase, Setup, What, World, Wrong};
+use super::world::{CELLS, Handle, Id, Ids, Load, Outcome, Phase, Setup, What, World, Wrong};
 use crate::flush::command::{Command, Decision};
 use crate::wire::CommandType;
 
 impl World {
-    pub(super) fn raise_floor(&mut self, id: Id) {
+    pub(super) fn raise_floor(&mut self, setup: &Setup, id: Id) {
+        let mut floor = self.floor;
+        self.raise(setup, &mut floor, id);
+        self.floor = floor;
+        self.covered.insert(id);
+    }
+
+    /// Adds a write to those that cells must not be older than.
+    pub(super) fn raise(&self, setup: &Setup, floor: &mut [Ids; CELLS], id: Id) {
         let Some(&write) = self.writes.get(usize::from(id) - 1) else {
             return;
         };
         for cell in write.at.cells() {
-            self.floor[cell].insert(id);
+            floor[cell].insert(id);
             // What is older than another one of the floor says nothing more.
-            let floor = self.floor[cell];
+            let all = floor[cell];
             let mut implied = Ids::default();
-            for older in floor.iter().filter(|&it| self.is_older(it, floor, false)) {
-                implied.insert(older);
-            }
-            self.floor[cell] = floor.without(implied);
+            let older = |&it: &Id| self.is_older(it, all, setup.unordered());
+            all.iter().filter(older).for_each(|it| implied.insert(it));
+            floor[cell] = all.without(implied);
         }
     }
 
     /// Whether a value was certainly overwritten by one of these writes: its own had been answered
-    /// before that one was sent.
-    pub(super) fn is_older(&self, value: Id, floor: Ids, alone: bool) -> bool {
+    /// before that one was sent, through the same connection if those keep no order among them.
+    pub(super) fn is_older(&self, value: Id, floor: Ids, unordered: bool) -> bool {
         floor.iter().filter(|&id| id != value).any(|id| {
             let write = &self.writes[usize::from(id) - 1];
             let same = value == 0 || self.conn_of(value) == Some(write.conn.into());
-            (value == 0 || write.after.contains(value)) && (same || !alone)
+            let in_order = value == 0 || write.after.contains(value);
+            (in_order && (same || !unordered)) || write.after_settled.contains(value)
         })
     }
 
     /// What would be wrong if there were a crash now, or a read on any connection.
     pub(super) fn check(&mut self, setup: &Setup) {
         for cell in 0..usize::from(setup.cells) {
-            if self.is_older(self.store[cell], self.floor[cell], setup.alone) {
+            if self.is_older(self.store[cell], self.floor[cell], setup.unordered()) {
                 self.accuse(Wrong::Lost);
             }
         }
@@ -65,11 +73,19 @@ impl World {
         for cell in 0..usize::from(setup.cells) {
             let cached = self.caches[Self::cache_of(setup, index)].cells[cell];
             let value = cached.map_or(self.store[cell], |it| it.id);
-            if self.is_older(value, self.floor[cell], false) {
+            let unordered = setup.unordered();
+            let must_see = self.kept_in(cell, self.must_see(setup, index));
+            let stale = self.is_older(value, self.floor[cell], unordered);
+            if stale || self.is_older(value, must_see, unordered) {
                 let read = Command::new(CommandType::READ, cell as u64, 1);
                 let decision = self.coordinator.clone().command(conn, read, u8::MAX);
                 if matches!(decision, Decision::Execute { .. }) {
-                    self.accuse(Wrong::Stale);
+                    let kind = if stale {
+                        Wrong::Stale
+                    } else {
+                        Wrong::Incoherent
+                    };
+                    self.accuse(kind);
                 }
             }
         }
@@ -123,7 +139,7 @@ impl World {
             self.accuse(Wrong::Stuck);
         }
         for cell in 0..usize::from(setup.cells) {
-            if self.is_older(self.store[cell], self.floor[cell], setup.alone) {
+            if self.is_older(self.store[cell], self.floor[cell], setup.unordered()) {
                 self.accuse(Wrong::Lost);
             }
         }

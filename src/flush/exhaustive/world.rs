@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::flush::command::{Conn, FlushId, Op};
-use crate::flush::config::{AfterFailure, Backend, Config};
+use crate::flush::config::{Acknowledge, AfterFailure, Backend, Config, Overlap, ThreadModel};
 use crate::flush::coordinator::FlushCoordinator;
 
 pub(super) type Coordinator = FlushCoordinator<u8, u8, u8>;
@@ -31,6 +31,10 @@ impl Ids {
 
     pub(super) fn insert(&mut self, id: Id) {
         self.0 |= 1 << id;
+    }
+
+    pub(super) fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
     }
 
     pub(super) fn without(self, others: Self) -> Self {
@@ -62,6 +66,8 @@ pub(super) struct Budget {
     /// Writes with FUA.
     pub(super) fuas: u8,
     pub(super) reads: u8,
+    /// Reads with a flush before them.
+    pub(super) preflushes: u8,
     pub(super) flushes: u8,
     /// Writes and reads may be of all cells at once.
     pub(super) wide: u8,
@@ -74,6 +80,7 @@ pub(super) struct Budget {
     pub(super) connects: u8,
     pub(super) disconnects: u8,
     pub(super) losses: u8,
+    pub(super) revokes: u8,
 }
 
 /// One system to explore.
@@ -94,7 +101,31 @@ pub(super) struct Setup {
     pub(super) minimal: bool,
     /// How many flushes of a handle a client's flush waits for is counted.
     pub(super) counts_rounds: bool,
+    /// A connection always reads what it was told is written: nothing fails, and handles are
+    /// coherent with themselves.
+    pub(super) reads_back: bool,
     pub(super) budget: Budget,
+}
+
+impl Setup {
+    /// What different connections write to the same place has no order before it is flushed.
+    pub(super) fn unordered(&self) -> bool {
+        let ignored = self.config.overlap() == Overlap::Ignore;
+        self.alone || (ignored && self.caches != Caches::Shared)
+    }
+
+    pub(super) fn is_coherent(&self) -> bool {
+        self.config.overlap() == Overlap::Coherent
+    }
+
+    pub(super) fn serializes(&self) -> bool {
+        self.config.thread_model() == ThreadModel::SerializeRequests
+    }
+
+    /// Whether a write is as good as one with FUA.
+    pub(super) fn writes_through(&self) -> bool {
+        self.config.acknowledge() == Acknowledge::WriteThrough
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -145,12 +176,15 @@ pub(super) struct Handle {
     /// Something has happened on it.
     pub(super) used: bool,
     pub(super) left: Left,
-    /// What it had cached was stale when its last flush started, or became so since.
-    pub(super) was_stale: bool,
     /// A flush of it has failed, or it was lost.
     pub(super) failed: bool,
     /// A flush failed to write out its data, and its client has not been told.
     pub(super) owed: bool,
+    /// What it had not written out may be gone.
+    pub(super) lost_data: bool,
+    pub(super) revoked: bool,
+    /// It was revoked while it was executing something, of which the backend has to be told.
+    pub(super) cancel_due: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,7 +206,13 @@ impl Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum What {
     Read(Span),
-    Write { id: Id, at: Span, fua: bool },
+    /// A read with FUA, where a flush comes before that.
+    FlushAndRead(Span),
+    Write {
+        id: Id,
+        at: Span,
+        fua: bool,
+    },
     Flush,
 }
 
@@ -184,8 +224,12 @@ pub(super) struct Sent {
     pub(super) what: What,
     /// What it has to read, or newer.
     pub(super) floor: [Ids; CELLS],
+    /// The writes that it has to find, or newer ones, flushed or not.
+    pub(super) must_see: Ids,
     /// The writes that a flush has to cover.
     pub(super) covers: Ids,
+    /// A failure had not been reported to its client when it came.
+    pub(super) owed: bool,
     /// How often each handle was flushed since it came.
     pub(super) visits: [u8; 4],
     /// Where each flush is to reach the backend: none that did so has ended since it came.
@@ -200,6 +244,9 @@ pub(super) struct Write {
     pub(super) at: Span,
     /// Those that had been answered with success when it was sent.
     pub(super) after: Ids,
+    /// Those that come before it through whatever connection: they were flushed, or those of a
+    /// connection that was revoked, when it was sent.
+    pub(super) after_settled: Ids,
     pub(super) answered: bool,
 }
 
@@ -256,6 +303,8 @@ pub(super) enum Outcome {
 pub(super) enum Wrong {
     Lost,
     Stale,
+    Incoherent,
+    Twice,
     Stuck,
     Answered,
     Unreported,
@@ -282,6 +331,10 @@ pub(super) struct World {
     pub(super) forgiven: Ids,
     /// Writes that were in a cache that is gone.
     pub(super) gone: Ids,
+    /// Writes that a flush, or FUA, has covered.
+    pub(super) covered: Ids,
+    /// Writes that were acknowledged, and then were not executed.
+    pub(super) failed_late: Ids,
     /// A client was told of a failure.
     pub(super) told: bool,
     /// No flush may succeed any more.
@@ -327,6 +380,8 @@ impl World {
             floor: [Ids::default(); CELLS],
             forgiven: Ids::default(),
             gone: Ids::default(),
+            covered: Ids::default(),
+            failed_late: Ids::default(),
             told: false,
             sticky: false,
             trouble: false,
@@ -375,9 +430,11 @@ impl World {
             phase: Phase::Opening,
             used: false,
             left: if loads { Left::Fresh } else { Left::Nothing },
-            was_stale: false,
             failed: false,
             owed: false,
+            lost_data: false,
+            revoked: false,
+            cancel_due: false,
         });
     }
 
@@ -401,6 +458,26 @@ impl World {
         self.coordinator.disconnect(handle.conn);
     }
 
+    /// The client is gone, and may send again through others what was not answered.
+    pub(super) fn revoke(&mut self, setup: &Setup, index: usize) {
+        let executing = self.executing.iter();
+        let executing = executing.filter(|it| usize::from(it.conn) == index);
+        let executing: Vec<u8> = executing.map(|it| it.tag).collect();
+        let handle = &mut self.handles[index];
+        handle.phase = Phase::Leaving;
+        handle.revoked = true;
+        handle.cancel_due = !executing.is_empty();
+        self.coordinator.revoke(handle.conn);
+        if setup.lazy {
+            return;
+        }
+        self.poll(setup);
+        let mut left = self.sent.iter().filter(|it| usize::from(it.conn) == index);
+        if left.any(|it| !executing.contains(&it.tag)) || self.handles[index].cancel_due {
+            self.accuse(Wrong::Answered);
+        }
+    }
+
     /// The handle is gone. What it was executing has taken effect on the store, or has not.
     pub(super) fn lose(&mut self, setup: &Setup, index: usize, landed: bool) {
         self.trouble = true;
@@ -411,6 +488,7 @@ impl World {
             let lost = dirty.iter().any(|id| answered.contains(id));
             self.fail_all(setup, lost);
         }
+        self.lose_acknowledged(setup, index);
         if landed {
             for executing in self.executing.clone() {
                 if let What::Write { id, at, .. } = executing.what
@@ -439,6 +517,21 @@ impl World {
         self.handles[index].phase = Phase::Leaving;
         self.handles[index].failed = true;
         self.coordinator.lost(conn);
+    }
+
+    /// What it was executing, and a client was told is done, is not.
+    fn lose_acknowledged(&mut self, setup: &Setup, index: usize) {
+        let mut lost = false;
+        for executing in &self.executing {
+            if let What::Write { id, .. } = executing.what
+                && usize::from(executing.conn) == index
+                && executing.op.acknowledged()
+            {
+                self.failed_late.insert(id);
+                lost = true;
+            }
+        }
+        self.fail_all(setup, lost && !setup.alone);
     }
 
     /// Data that others rely on is lost: all have to hear of it.
@@ -476,6 +569,7 @@ impl World {
             let mut cells = cells[write.at.cells()].iter().flatten();
             if usize::from(write.conn) == index && cells.any(|it| it.dirty) {
                 self.gone.insert(id);
+                self.handles[index].lost_data = true;
             }
         }
     }
