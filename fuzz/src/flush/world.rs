@@ -1,66 +1,29 @@
-//! What is around a coordinator: clients, and backend handles that cache.
+//! What is around a coordinator: connections that come and go, and clients.
 //!
 //! Each byte of an export is a cell that holds the number of the command which wrote it last.
 
 use std::collections::BTreeMap;
 
 use nbd_proto::flush::{
-    Action, AfterFailure, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId,
-    Grouping, Op, OpenError, TrackDirty,
+    Acknowledge, Action, AfterFailure, Command, Config, Conn, Decision, FlushCoordinator, FlushId,
+    FuaOnReads, Grouping, Mode, Op, OpenError, ThreadModel,
 };
 use nbd_proto::wire::{CommandType, Errno};
+
+use super::nature::{Kind, Nature, Way};
+use super::storage::{Cache, Cached, Executing, Flushing, Load};
 
 /// Cells of each of two exports.
 pub(super) const CELLS: u64 = 8;
 
 /// The number of a command; 0 is that of what was in storage at first.
-type Id = usize;
+pub(super) type Id = usize;
 
-/// How a backend flush goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Fault {
-    /// Nothing is written, everything is kept.
-    Keep,
-    /// Every other cell is written, everything is kept.
-    Half,
-    /// Nothing is written, and what was to be written is gone.
-    Drop,
-}
-
-/// What a handle does for a command, beyond the command.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Load {
-    /// Fetches the cells asked for when the command ends.
-    Late,
-    /// Fetches them when it starts, and caches them when it ends.
-    Early,
-    /// So for all cells of the export.
-    Everything,
-}
-
-/// What holds for all handles.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Nature {
-    /// There is one cache for all.
-    pub(super) shared: bool,
-    /// A handle forgets what it has fetched before a flush that has run since.
-    pub(super) self_coherent: bool,
-    /// A handle that is opened caches the whole export.
-    pub(super) loads_on_open: bool,
-    /// Whether the configuration is one that promises something.
-    pub(super) promises: bool,
-}
+/// When something happened, in steps of the world. Nothing happens at 0.
+pub(super) type Time = usize;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Cell {
-    id: Id,
-    dirty: bool,
-}
-
-type Cache = BTreeMap<u64, Cell>;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Stage {
+pub(super) enum Stage {
     Opening,
     Serving,
     Leaving,
@@ -68,93 +31,118 @@ enum Stage {
 }
 
 #[derive(Debug)]
-struct Connection {
-    conn: Conn,
-    export: u64,
-    stage: Stage,
-    backend: Backend,
-    /// Whether flush was.
-    advertised: bool,
-    read_only: bool,
-    cache: Cache,
-    /// Modifications that have ended on the handle, and how many of them a flush has covered.
-    modified: usize,
-    covered: usize,
-    released: bool,
+pub(super) struct Connection {
+    pub(super) conn: Conn,
+    pub(super) export: u8,
+    pub(super) stage: Stage,
+    pub(super) kind: Kind,
+    /// Whether flush, and FUA, were.
+    pub(super) advertised: (bool, bool),
+    /// Its own, if there is none for all.
+    pub(super) cached: Cached,
+    /// When its handle, while it was leaving, first could not write out.
+    pub(super) doubt: Option<Time>,
+    /// When its handle could not write out what it has to hear of.
+    pub(super) owed: Option<Time>,
+    /// When its client was last told of a failed flush.
+    pub(super) told: Time,
+    pub(super) connected: Time,
+    pub(super) revoked: Option<Time>,
+    pub(super) released: bool,
 }
 
 #[derive(Debug)]
-struct Sent {
-    conn: usize,
-    command: Command,
-    invoked: usize,
-    answered: Option<(usize, Result<(), Errno>)>,
+pub(super) struct Sent {
+    pub(super) conn: usize,
+    pub(super) command: Command,
+    pub(super) invoked: Time,
+    pub(super) answered: Option<(Time, Result<(), Errno>)>,
     /// Nobody waits for the answer any more.
-    abandoned: bool,
+    pub(super) abandoned: bool,
+    pub(super) started: bool,
+    /// It was answered when it began, and has not ended.
+    pub(super) unsettled: bool,
     /// What a read found, by cell.
-    found: Vec<(u64, Id)>,
-    /// For a flush: what it has to cover. For others: what they must not find something older
-    /// than, by cell.
-    covers: Vec<Id>,
-    floor: BTreeMap<u64, Vec<Id>>,
+    pub(super) found: Vec<(u64, Id)>,
+    /// For a flush, and what has one before it: what it has to cover.
+    pub(super) covers: Vec<Id>,
+    /// What must not be found: anything older than these, by cell.
+    pub(super) floor: BTreeMap<u64, Vec<Id>>,
+    /// Nor, without any flush, anything older than these.
+    pub(super) must_see: Vec<Id>,
+    /// When it was covered for certain.
+    pub(super) covered: Option<Time>,
+    /// When it was lost, though it may have been answered.
+    pub(super) lost: Option<Time>,
+    /// That it was lost need not be told any more.
+    pub(super) forgiven: bool,
 }
 
-#[derive(Debug)]
-struct Executing {
-    op: Op,
-    id: Id,
-    fetched: Vec<(u64, Id)>,
-}
+impl Sent {
+    fn new(conn: usize, command: Command, invoked: Time) -> Self {
+        Self {
+            conn,
+            command,
+            invoked,
+            answered: None,
+            abandoned: false,
+            started: false,
+            unsettled: false,
+            found: Vec::new(),
+            covers: Vec::new(),
+            floor: BTreeMap::new(),
+            must_see: Vec::new(),
+            covered: None,
+            lost: None,
+            forgiven: false,
+        }
+    }
 
-#[derive(Debug)]
-struct Flushing {
-    conn: usize,
-    flush: FlushId,
-    before: Cache,
-    /// Modifications that had ended on the handle when it started.
-    modified: usize,
+    pub(super) fn modifies(&self) -> bool {
+        self.command.kind.is_modification()
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct World {
-    coordinator: FlushCoordinator<usize, u8, Id>,
-    nature: Nature,
-    /// Whether what is promised is still checked: not after something was lost that can be.
-    promises: bool,
-    store: Vec<Id>,
-    shared: Cache,
-    connections: Vec<Connection>,
-    sent: Vec<Sent>,
-    executing: Vec<Executing>,
-    flushing: Vec<Flushing>,
-    ended: Vec<FlushId>,
-    floor: BTreeMap<u64, Vec<Id>>,
-    now: usize,
-    flushes: usize,
+    pub(super) coordinator: FlushCoordinator<usize, u8, Id>,
+    pub(super) config: Config,
+    pub(super) nature: Nature,
+    pub(super) store: Vec<Id>,
+    /// Caches for all connections, by export.
+    pub(super) shared: [Cached; 2],
+    pub(super) connections: Vec<Connection>,
+    pub(super) sent: Vec<Sent>,
+    pub(super) executing: Vec<Executing>,
+    pub(super) flushing: Vec<Flushing>,
+    pub(super) ended: Vec<FlushId>,
+    pub(super) floor: BTreeMap<u64, Vec<Id>>,
+    now: Time,
+    /// Whose handles were flushed, and how many of these flushes have failed.
+    pub(super) flushes: Vec<usize>,
+    pub(super) flush_failures: u64,
+    /// Modifications that have ended, on handles that are there.
+    pub(super) modifications: u64,
+    /// How often handles were, and were to be, told to end their commands.
+    pub(super) cancels: (usize, usize),
+    /// When a client of the group was last told of a failed flush.
+    pub(super) told: [Time; 2],
     /// What can be the reason of a flush.
-    stimuli: usize,
-    modified: bool,
-    failed: bool,
+    pub(super) stimuli: usize,
+    pub(super) failed: bool,
 }
 
 impl World {
     pub(super) fn new(config: Config, nature: Nature) -> Self {
-        let first = Sent {
-            conn: usize::MAX,
-            command: Command::new(CommandType::WRITE, 0, CELLS),
-            invoked: 0,
-            answered: Some((0, Ok(()))),
-            abandoned: false,
-            found: Vec::new(),
-            covers: Vec::new(),
-            floor: BTreeMap::new(),
-        };
+        let first = Command::new(CommandType::WRITE, 0, CELLS);
+        let mut first = Sent::new(usize::MAX, first, 0);
+        first.answered = Some((0, Ok(())));
         Self {
             coordinator: FlushCoordinator::new(config),
+            config,
             nature,
-            promises: nature.promises,
             store: vec![0; 2 * CELLS as usize],
-            shared: Cache::new(),
+            shared: [Cached::default(), Cached::default()],
             connections: Vec::new(),
             sent: vec![first],
             executing: Vec::new(),
@@ -162,15 +150,14 @@ impl World {
             ended: Vec::new(),
             floor: BTreeMap::new(),
             now: 0,
-            flushes: 0,
+            flushes: Vec::new(),
+            flush_failures: 0,
+            modifications: 0,
+            cancels: (0, 0),
+            told: [0; 2],
             stimuli: 0,
-            modified: false,
             failed: false,
         }
-    }
-
-    pub(super) const fn nature(&self) -> Nature {
-        self.nature
     }
 
     pub(super) fn ever(&self) -> usize {
@@ -182,19 +169,38 @@ impl World {
         self.connections.iter().filter(gone).count()
     }
 
-    pub(super) const fn may_drop(&self) -> bool {
-        matches!(
-            self.coordinator.config().after_failure(),
-            AfterFailure::Sticky
-        )
+    /// One of the connections that are known; 0 if there are none.
+    pub(super) fn nth_known(&self, which: usize) -> usize {
+        let known = |&at: &usize| self.connections[at].stage != Stage::Gone;
+        let nth = which.checked_rem(self.known()).unwrap_or(0);
+        (0..self.ever()).filter(known).nth(nth).unwrap_or(0)
     }
 
-    const fn tick(&mut self) -> usize {
+    pub(super) fn export(&self, index: usize) -> u8 {
+        self.connections.get(index).map_or(0, |it| it.export)
+    }
+
+    pub(super) fn ignores_flush(&self) -> bool {
+        self.config.acknowledge() == Acknowledge::IgnoreFlush
+    }
+
+    pub(super) fn is_sticky(&self) -> bool {
+        self.config.after_failure() == AfterFailure::Sticky
+    }
+
+    pub(super) fn group(&self, index: usize) -> usize {
+        match self.config.grouping() {
+            Grouping::ByExport => usize::from(self.connections[index].export),
+            _ => 0,
+        }
+    }
+
+    pub(super) const fn tick(&mut self) -> Time {
         self.now += 1;
         self.now
     }
 
-    fn fail(&mut self) {
+    pub(super) const fn fail(&mut self) {
         self.failed = true;
         self.stimuli += 1;
     }
@@ -202,77 +208,136 @@ impl World {
     // --- connections ---
 
     pub(super) fn connect(&mut self, export: u8) -> usize {
+        // Whether its group is empty must not depend on what was not taken yet.
+        self.poll();
         let index = self.connections.len();
         let conn = self.coordinator.connect(index, &export);
-        let mut connection = Connection {
+        let connected = self.tick();
+        self.connections.push(Connection {
             conn,
-            export: export.into(),
+            export,
             stage: Stage::Opening,
-            backend: Backend::new(),
-            advertised: false,
-            read_only: false,
-            cache: Cache::new(),
-            modified: 0,
-            covered: 0,
+            kind: Kind::default(),
+            advertised: (false, false),
+            cached: Cached::default(),
+            doubt: None,
+            owed: None,
+            told: 0,
+            connected,
+            revoked: None,
             released: false,
-        };
-        if self.nature.loads_on_open && !self.nature.shared {
-            for cell in connection.cells(0..CELLS) {
-                let id = self.store[cell as usize];
-                connection.cache.insert(cell, Cell { id, dirty: false });
-            }
+        });
+        if self.nature.loads_on_open {
+            self.load_all(index);
         }
-        self.connections.push(connection);
         self.stimuli += 1;
         index
     }
 
-    pub(super) fn opened(&mut self, index: usize, backend: Backend) {
-        let Some(connection) = self.connections.get_mut(index) else {
+    pub(super) fn opened(&mut self, index: usize, kind: Kind) {
+        let Some(connection) = self.connections.get(index) else {
             return;
         };
-        let result = self.coordinator.opened(connection.conn, backend);
+        let result = self.coordinator.opened(connection.conn, kind.backend());
         if connection.stage != Stage::Opening {
             assert_eq!(result, Err(OpenError::NotOpening));
             return;
         }
-        match result {
-            Ok(advertised) => {
-                connection.stage = Stage::Serving;
-                connection.backend = backend;
-                connection.advertised = advertised.flush;
-                connection.read_only = backend == backend.with_read_only(true);
-                if self.nature.promises {
-                    assert!(advertised.flush && advertised.fua);
-                    assert!(advertised.multi_conn || self.nature.shared);
-                }
-            }
+        let misfit = self.is_misfit(index, kind);
+        let shared = self.nature.shared[usize::from(connection.export)];
+        let (ignores, config) = (self.ignores_flush(), self.config);
+        let connection = &mut self.connections[index];
+        let advertised = match result {
+            Ok(advertised) => advertised,
             Err(why) => {
-                assert!(!self.nature.promises, "{why}");
-                connection.stage = Stage::Gone;
+                assert!(misfit || !self.nature.promises, "{why}");
                 connection.released = true;
+                self.gone(index);
+                return;
             }
+        };
+        connection.stage = Stage::Serving;
+        connection.kind = kind;
+        connection.advertised = (advertised.flush, advertised.fua);
+        if kind.through {
+            connection.cached.cache.clear();
         }
+        if self.nature.promises {
+            let emulates = Way::of(&config, shared) == Way::Emulate;
+            let flush = kind.flush || kind.through || ignores;
+            assert_eq!(advertised.flush, flush);
+            assert_eq!(advertised.fua, flush || (kind.fua && !emulates));
+            let multi_conn = match config.mode() {
+                _ if config.thread_model() == ThreadModel::SerializeConnections => false,
+                Mode::Disable => false,
+                Mode::Emulate | Mode::Unsafe => true,
+                Mode::Auto if !ignores => true,
+                _ => shared,
+            };
+            assert_eq!(advertised.multi_conn, multi_conn);
+        }
+    }
+
+    /// Whether a handle may be refused: one that caches and has no flush, beside one that writes.
+    fn is_misfit(&self, index: usize, kind: Kind) -> bool {
+        let export = self.connections[index].export;
+        let shared = self.nature.shared[usize::from(export)];
+        let mut others = self.connections.iter().enumerate();
+        kind.is_blind()
+            || others.any(|(other, it)| {
+                self.group(other) == self.group(index)
+                    && !it.released
+                    && it.kind.is_blind()
+                    && Way::of(&self.config, shared) == Way::Emulate
+            })
     }
 
     pub(super) fn disconnect(&mut self, index: usize) {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
+        self.stimuli += 1;
+        self.coordinator.disconnect(connection.conn);
         match connection.stage {
             Stage::Opening => {
-                connection.stage = Stage::Gone;
                 connection.released = true;
+                self.gone(index);
             }
             Stage::Serving => connection.stage = Stage::Leaving,
             Stage::Leaving | Stage::Gone => {}
         }
+    }
+
+    /// The client is gone, and what it sends again through others is newer than all of this.
+    pub(super) fn revoke(&mut self, index: usize) {
+        let now = self.tick();
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
+        let conn = connection.conn;
         self.stimuli += 1;
-        self.coordinator.disconnect(connection.conn);
+        self.coordinator.revoke(conn);
+        match connection.stage {
+            Stage::Opening => {
+                connection.released = true;
+                self.gone(index);
+            }
+            Stage::Serving | Stage::Leaving => {
+                connection.stage = Stage::Leaving;
+                connection.revoked.get_or_insert(now);
+                let executes = self.executing.iter().any(|it| it.op.conn() == conn);
+                self.cancels.1 += usize::from(executes);
+            }
+            Stage::Gone => {}
+        }
     }
 
     /// A handle is gone; what it is executing ends with an error, or is never heard of again.
     pub(super) fn lose(&mut self, index: usize, silently: bool) {
+        let now = self.tick();
+        if self.nature.calm {
+            return self.disconnect(index);
+        }
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
@@ -281,16 +346,10 @@ impl World {
         if was == Stage::Gone {
             return self.coordinator.lost(conn);
         }
-        // What was not covered is lost, or, if the cache has written it back by itself, not known to
-        // be in storage.
-        if connection.modified > connection.covered {
-            self.promises = false;
-        }
-        if was == Stage::Opening {
-            connection.released = true;
-        }
-        connection.stage = Stage::Gone;
-        connection.cache.clear();
+        connection.released = was == Stage::Opening;
+        // Not known to be in storage, even if the cache has written it back by itself.
+        let lost = std::mem::take(&mut connection.cached).uncovered;
+        self.lost(lost, now);
         self.fail();
         self.flushing.retain(|it| it.conn != index);
         self.coordinator.lost(conn);
@@ -300,11 +359,52 @@ impl World {
                 self.executing.push(it);
                 continue;
             }
-            self.sent[it.id].abandoned = true;
+            let sent = &mut self.sent[it.id];
+            if it.op.acknowledged() {
+                sent.unsettled = false;
+                sent.lost = Some(now);
+            } else {
+                sent.abandoned = true;
+            }
             if !silently {
                 let decision = self.coordinator.complete(it.op, it.id, Err(Errno::EIO));
                 assert!(matches!(decision, Decision::Closed { .. }));
             }
+        }
+        self.gone(index);
+    }
+
+    fn release(&mut self, index: usize) {
+        let now = self.tick();
+        let connection = &mut self.connections[index];
+        assert!(!connection.released, "released twice");
+        assert!(matches!(connection.stage, Stage::Leaving | Stage::Gone));
+        assert!(self.flushing.iter().all(|it| it.conn != index));
+        let conn = connection.conn;
+        assert!(self.executing.iter().all(|it| it.op.conn() != conn));
+        connection.released = true;
+        let rest = std::mem::take(&mut connection.cached).uncovered;
+        let doubt = connection.doubt;
+        if self.nature.promises && self.way(index) == Way::Emulate {
+            let excused = |&id: &Id| doubt.is_some() || self.sent[id].lost.is_some();
+            assert!(
+                rest.iter().all(excused),
+                "{rest:?} of connection {index} is gone, and was not written out"
+            );
+        }
+        self.lost(rest, doubt.unwrap_or(now));
+        self.gone(index);
+    }
+
+    /// A connection is none any more; if it was the last of its group, what its clients were told
+    /// is lost is nobody's promise any more.
+    fn gone(&mut self, index: usize) {
+        self.connections[index].stage = Stage::Gone;
+        let group = self.group(index);
+        let there = |&at: &usize| self.connections[at].stage != Stage::Gone;
+        let mut others = (0..self.ever()).filter(there);
+        if others.all(|other| self.group(other) != group) && self.is_sticky() {
+            self.forgive(group, self.told[group]);
         }
     }
 
@@ -316,221 +416,111 @@ impl World {
         }
     }
 
+    /// Whoever resets does not miss what was lost.
     pub(super) fn reset(&mut self, export: u8) {
+        let now = self.tick();
+        let all = self.config.grouping() == Grouping::All;
+        let group = if all { 0 } else { usize::from(export) };
         self.coordinator.reset(&export);
+        for index in 0..self.ever() {
+            if self.group(index) != group {
+                continue;
+            }
+            self.connections[index].owed = None;
+            if self.connections[index].doubt.is_some() {
+                let doubtful = self.connections[index].cached.uncovered.clone();
+                self.lost(doubtful, now);
+            }
+        }
+        self.forgive(group, now);
     }
 
     // --- clients ---
 
-    pub(super) fn send(&mut self, index: usize, command: Command, load: Load) {
-        let Some(connection) = self.connections.get(index) else {
-            return;
-        };
-        if connection.read_only && command.kind.is_modification() {
-            return;
+    pub(super) fn send(&mut self, index: usize, command: Command, load: Load) -> Option<Id> {
+        let connection = self.connections.get(index)?;
+        if connection.kind.read_only && command.kind.is_modification() {
+            return None;
         }
         let conn = connection.conn;
         let serving = connection.stage == Stage::Serving;
-        let covers = match command.kind {
-            CommandType::FLUSH => self.answered_modifications(index),
-            _ => Vec::new(),
-        };
         let id = self.sent.len();
         let invoked = self.tick();
-        self.sent.push(Sent {
-            conn: index,
-            command,
-            invoked,
-            answered: None,
-            abandoned: false,
-            found: Vec::new(),
-            covers,
-            floor: self.floor.clone(),
-        });
+        let mut sent = Sent::new(index, command, invoked);
+        if self.is_flush(index, command) {
+            sent.covers = self.answered_modifications(index);
+        }
+        if !command.kind.is_modification() {
+            sent.floor = self.floor_of(index);
+            sent.must_see = self.must_see(index);
+        }
+        self.sent.push(sent);
         self.stimuli += 1;
         let decision = self.coordinator.command(conn, command, id);
         assert_eq!(!matches!(decision, Decision::Closed { .. }), serving);
         self.decide(decision, load);
+        Some(id)
     }
 
-    /// What a flush on this connection has to cover.
-    fn answered_modifications(&self, index: usize) -> Vec<Id> {
-        let all = self.coordinator.config().grouping() == Grouping::All;
-        let export = |conn: usize| self.connections[conn].export;
-        let sent = self.sent.iter().enumerate().skip(1);
-        sent.filter(|(_, it)| it.command.kind.is_modification())
-            .filter(|(_, it)| matches!(it.answered, Some((_, Ok(())))))
-            .filter(|(_, it)| all || export(it.conn) == export(index))
-            .map(|(id, _)| id)
-            .collect()
+    /// Whether a command is a flush, or has one before it.
+    pub(super) fn is_flush(&self, index: usize, command: Command) -> bool {
+        let preflush = self.config.fua_on_reads() == FuaOnReads::Preflush
+            && command.kind == CommandType::READ
+            && command.fua
+            && self.connections[index].advertised.0;
+        preflush || command.kind == CommandType::FLUSH
     }
 
-    fn decide(&mut self, decision: Decision<Id>, load: Load) {
+    pub(super) fn decide(&mut self, decision: Decision<Id>, load: Load) {
         match decision {
-            Decision::Execute { op, tag } => self.start(op, tag, load),
+            Decision::Execute { op, tag } => self.begin(op, tag, load),
             Decision::Reply { tag, result } => self.answer(tag, result),
+            Decision::Answered { tag } => {
+                let sent = &mut self.sent[tag];
+                assert!(sent.unsettled, "command {tag} was not answered before");
+                sent.unsettled = false;
+            }
             Decision::Wait => {}
             Decision::Closed { tag } => self.sent[tag].abandoned = true,
             other => panic!("not known here: {other:?}"),
         }
     }
 
-    fn answer(&mut self, id: Id, result: Result<(), Errno>) {
-        let now = self.tick();
-        let sent = &mut self.sent[id];
-        assert!(sent.answered.is_none(), "command {id} is answered twice");
-        assert!(!sent.abandoned, "command {id} was closed");
-        assert!(
-            !self.connections[sent.conn].released,
-            "command {id} is answered after the release"
-        );
-        sent.answered = Some((now, result));
-        if sent.command.kind == CommandType::FLUSH && !self.connections[sent.conn].advertised {
-            assert_eq!(result, Err(Errno::EINVAL));
-            return;
-        }
-        if result.is_err() {
-            // Where some handles cannot flush, nobody may be left who could.
-            let flush = self.sent[id].command.kind == CommandType::FLUSH;
-            let may_fail = flush && !self.nature.promises;
-            assert!(self.failed || may_fail, "nothing has failed");
-            return;
-        }
-        match sent.command.kind {
-            CommandType::FLUSH => {
-                for covered in std::mem::take(&mut self.sent[id].covers) {
-                    self.raise_floor(covered);
-                }
-            }
-            kind if kind.is_modification() && sent.command.fua => self.raise_floor(id),
-            _ => self.check_read(id),
-        }
-        self.check();
-    }
-
-    // --- the promise ---
-
-    /// Nothing older than this may be read or be in storage from now on.
-    fn raise_floor(&mut self, id: Id) {
-        if !self.promises {
-            return;
-        }
+    /// A command is to be executed.
+    fn begin(&mut self, op: Op, id: Id, load: Load) {
         let Sent { conn, command, .. } = self.sent[id];
-        let range = command.offset..command.offset + command.length;
-        for cell in self.connections[conn].cells(range) {
-            let floor = self.floor.entry(cell).or_default();
-            if !floor.contains(&id) {
-                floor.push(id);
-            }
+        let Connection {
+            conn: known,
+            revoked,
+            kind,
+            released,
+            ..
+        } = self.connections[conn];
+        assert_eq!(op.conn(), known);
+        assert!(!released && revoked.is_none(), "command {id} begins");
+        assert!(!self.sent[id].started, "command {id} begins twice");
+        self.check_turn(conn);
+        let modifies = command.kind.is_modification();
+        let asked = command.fua || self.config.acknowledge() == Acknowledge::WriteThrough;
+        assert!(!op.fua() || (modifies && kind.fua && asked));
+        let early = self.config.acknowledge() == Acknowledge::OnReceipt;
+        assert_eq!(op.acknowledged(), early && modifies && !command.fua);
+        if op.acknowledged() {
+            self.answer(id, Ok(()));
+            self.sent[id].unsettled = true;
         }
+        self.sent[id].started = true;
+        self.execute(op, id, load);
     }
 
-    /// Whether a value was overwritten, for certain, by one of these commands: it was answered
-    /// before that one was sent.
-    fn is_older(&self, value: Id, floor: &[Id]) -> bool {
-        let Some((answered, Ok(()))) = self.sent[value].answered else {
-            // What failed, or is not answered, may take effect at any time.
-            return false;
-        };
-        let mut floor = floor.iter();
-        floor.any(|&id| id != value && answered < self.sent[id].invoked)
-    }
-
-    fn check_read(&self, id: Id) {
-        if !self.promises {
-            return;
+    /// Where handles are called for one thing at a time, nothing goes on.
+    fn check_turn(&self, index: usize) {
+        if self.config.thread_model() == ThreadModel::SerializeRequests {
+            let conn = self.connections[index].conn;
+            let executes = self.executing.iter().any(|it| it.op.conn() == conn);
+            let flushes = self.flushing.iter().any(|it| it.conn == index);
+            assert!(!executes && !flushes, "two calls on handle {index}");
         }
-        let sent = &self.sent[id];
-        for (cell, value) in &sent.found {
-            let floor = sent.floor.get(cell).map_or(&[][..], Vec::as_slice);
-            assert!(
-                !self.is_older(*value, floor),
-                "stale: command {id} found {value} in cell {cell}, not {floor:?}"
-            );
-        }
-    }
-
-    /// Whether a crash now would lose anything.
-    fn check(&self) {
-        if !self.promises {
-            return;
-        }
-        for (&cell, floor) in &self.floor {
-            let value = self.store[cell as usize];
-            assert!(
-                !self.is_older(value, floor),
-                "lost: {value} is in cell {cell} of the storage, not {floor:?}"
-            );
-        }
-    }
-
-    // --- the backend ---
-
-    fn cache(&mut self, index: usize) -> &mut Cache {
-        if self.nature.shared {
-            &mut self.shared
-        } else {
-            &mut self.connections[index].cache
-        }
-    }
-
-    fn start(&mut self, op: Op, id: Id, load: Load) {
-        let Sent { conn, command, .. } = self.sent[id];
-        assert_eq!(op.conn(), self.connections[conn].conn);
-        let range = match load {
-            Load::Everything => 0..CELLS,
-            Load::Early | Load::Late => command.offset..command.offset + command.length,
-        };
-        let mut fetched = Vec::new();
-        if load != Load::Late && !self.nature.shared {
-            let cells = self.connections[conn].cells(range);
-            fetched.extend(cells.map(|cell| (cell, self.store[cell as usize])));
-        }
-        self.modified |= command.kind.is_modification();
-        self.executing.push(Executing { op, id, fetched });
-    }
-
-    /// A command takes effect and ends.
-    pub(super) fn finish(&mut self, which: usize, fails: bool) {
-        if self.executing.is_empty() {
-            return;
-        }
-        let Executing { op, id, fetched } = self.executing.remove(which % self.executing.len());
-        let Sent { conn, command, .. } = self.sent[id];
-        let mut result = Ok(());
-        if fails {
-            result = Err(Errno::ENOSPC);
-            self.fail();
-        }
-        for (cell, id) in fetched {
-            let cell = self.cache(conn).entry(cell);
-            cell.or_insert(Cell { id, dirty: false });
-        }
-        let range = command.offset..command.offset + command.length;
-        let connection = &mut self.connections[conn];
-        connection.modified += usize::from(command.kind.is_modification());
-        let cells: Vec<u64> = connection.cells(range).collect();
-        for cell in cells {
-            let stored = self.store[cell as usize];
-            if command.kind.is_modification() {
-                // One that fails has its effect all the same.
-                let dirty = !(op.fua() && result.is_ok());
-                self.cache(conn).insert(cell, Cell { id, dirty });
-                if !dirty {
-                    self.store[cell as usize] = id;
-                }
-            } else {
-                let cached = self.cache(conn).entry(cell).or_insert(Cell {
-                    id: stored,
-                    dirty: false,
-                });
-                let value = cached.id;
-                self.sent[id].found.push((cell, value));
-            }
-        }
-        let decision = self.coordinator.complete(op, id, result);
-        self.decide(decision, Load::Late);
-        self.check();
     }
 
     /// Takes whatever the coordinator wants done.
@@ -540,138 +530,33 @@ impl World {
                 Action::Execute { key, op, tag } => {
                     assert_eq!(key, self.sent[tag].conn);
                     let load = [Load::Late, Load::Early][tag % 2];
-                    self.start(op, tag, load);
+                    self.begin(op, tag, load);
                 }
                 Action::Flush { key, flush } => {
                     let connection = &self.connections[key];
                     assert!(!connection.released && connection.stage != Stage::Opening);
                     assert_eq!(flush.conn(), connection.conn);
-                    assert!(
-                        self.flushing.iter().all(|it| it.conn != key),
-                        "two flushes of one handle"
-                    );
-                    self.flushes += 1;
-                    let before = self.cache(key).clone();
-                    let modified = self.connections[key].modified;
-                    self.flushing.push(Flushing {
-                        conn: key,
-                        flush,
-                        before,
-                        modified,
-                    });
+                    assert!(connection.kind.flush && !self.ignores_flush());
+                    let mut others = self.flushing.iter();
+                    assert!(others.all(|it| it.conn != key), "two flushes of one handle");
+                    self.check_turn(key);
+                    self.begin_flush(key, flush);
                 }
                 Action::Reply { key, tag, result } => {
                     assert_eq!(key, self.sent[tag].conn);
                     self.answer(tag, result);
+                }
+                Action::Cancel { key } => {
+                    assert!(self.connections[key].revoked.is_some());
+                    self.cancels.0 += 1;
                 }
                 Action::Release { key } => self.release(key),
                 other => panic!("not known here: {other:?}"),
             }
         }
         self.check();
+        self.check_counters(true);
     }
-
-    fn release(&mut self, index: usize) {
-        let connection = &mut self.connections[index];
-        assert!(!connection.released, "released twice");
-        assert!(matches!(connection.stage, Stage::Leaving | Stage::Gone));
-        assert!(self.flushing.iter().all(|it| it.conn != index));
-        let conn = connection.conn;
-        assert!(self.executing.iter().all(|it| it.op.conn() != conn));
-        connection.released = true;
-        connection.stage = Stage::Gone;
-        if connection.cache.values().any(|cell| cell.dirty) && self.promises {
-            assert!(self.failed, "what was not written out is gone");
-            self.promises = false;
-        }
-        connection.cache.clear();
-    }
-
-    /// A backend flush ends. What was cached while it ran stays in the cache.
-    pub(super) fn finish_flush(&mut self, which: usize, fault: Option<Fault>) {
-        if self.flushing.is_empty() {
-            return;
-        }
-        let at = which % self.flushing.len();
-        let Flushing {
-            conn,
-            flush,
-            before,
-            modified,
-        } = self.flushing.remove(at);
-        for (cell, old) in before {
-            let written = match fault {
-                None => true,
-                Some(Fault::Half) => cell % 2 == 0,
-                Some(Fault::Keep | Fault::Drop) => false,
-            };
-            // A cache of one's own writes what it had when the flush started, as late as it can; a
-            // shared one cannot have older data written over newer.
-            let current = self.cache(conn).get(&cell).map(|it| it.id);
-            let id = match current {
-                _ if !self.nature.shared => Some(old.id),
-                current => current,
-            };
-            if written
-                && old.dirty
-                && let Some(id) = id
-            {
-                self.store[cell as usize] = id;
-            }
-            let forgotten = matches!(fault, None | Some(Fault::Drop));
-            let cache = self.cache(conn);
-            if forgotten && cache.get(&cell).is_some_and(|it| it.id == old.id) {
-                cache.remove(&cell);
-            }
-            if forgotten && fault.is_some() && old.dirty {
-                self.promises = false;
-            }
-        }
-        if self.nature.self_coherent {
-            let conn = self.connections[conn].conn;
-            let executing = self.executing.iter_mut();
-            for it in executing.filter(|it| it.op.conn() == conn) {
-                it.fetched.clear();
-            }
-        }
-        let connection = &mut self.connections[conn];
-        let mut result = Ok(());
-        if fault.is_none() {
-            connection.covered = connection.covered.max(modified);
-        } else {
-            result = Err(Errno::EIO);
-            if connection.stage == Stage::Leaving {
-                // It was its last chance: the next flush of the group tells of the loss.
-                self.promises = false;
-            }
-            self.fail();
-        }
-        self.ended.push(flush);
-        self.coordinator.flushed(flush, result);
-        self.check();
-    }
-
-    /// The cache writes a cell back before anybody asks for it.
-    pub(super) fn write_back(&mut self, index: usize, which: u8) {
-        let flushed = self.flushing.iter();
-        let mut flushed = flushed.filter(|it| it.conn == index || self.nature.shared);
-        if index >= self.connections.len() || flushed.next().is_some() {
-            return;
-        }
-        let cache = self.cache(index);
-        let mut dirty = cache.iter_mut().filter(|(_, cell)| cell.dirty);
-        let count = dirty.by_ref().count();
-        let which = usize::from(which).checked_rem(count).unwrap_or(0);
-        let mut dirty = cache.iter_mut().filter(|(_, cell)| cell.dirty);
-        if let Some((&cell, cached)) = dirty.nth(which) {
-            cached.dirty = false;
-            let id = cached.id;
-            self.store[cell as usize] = id;
-        }
-        self.check();
-    }
-
-    // --- the end ---
 
     /// The backend does all that it was asked to, until nothing is left to do.
     pub(super) fn settle(&mut self) {
@@ -688,37 +573,7 @@ impl World {
         panic!("the coordinator does not come to rest");
     }
 
-    pub(super) fn check_all_answered(&self) {
-        for (id, sent) in self.sent.iter().enumerate() {
-            assert!(
-                sent.answered.is_some() || sent.abandoned,
-                "command {id} is never answered: {:?}",
-                sent.command
-            );
-        }
-    }
-
-    pub(super) fn check_all_released(&self) {
-        for (index, connection) in self.connections.iter().enumerate() {
-            assert!(connection.released, "connection {index} is never released");
-        }
-    }
-
-    /// Everything has a reason, and the number of flushes is bounded by that of reasons.
-    pub(super) fn check_flushes(&self) {
-        let most = 4 * super::MOST_CONNECTIONS * self.stimuli;
-        assert!(self.flushes <= most, "{} flushes", self.flushes);
-        let tracks = self.coordinator.config().track_dirty() == TrackDirty::Connection;
-        if self.nature.promises && tracks && !self.modified {
-            assert_eq!(self.flushes, 0, "nothing was modified");
-        }
-    }
-}
-
-impl Connection {
-    /// Where cells of its export are in storage.
-    fn cells(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> + use<> {
-        let base = self.export * CELLS;
-        range.map(move |cell| base + cell)
+    pub(super) fn cache(&mut self, index: usize) -> &mut Cache {
+        &mut self.cached(index).cache
     }
 }
