@@ -4,7 +4,7 @@
 //! overlaps with it waits for its end, and so does a flush that arrives after its acknowledgement;
 //! only then is the flush looked at like any other, and finds the modification completed.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::clock::Stamp;
@@ -14,22 +14,13 @@ use super::coordinator::FlushCoordinator;
 use super::group::{Path, Waiter};
 use super::member::Member;
 use super::order::Range;
+use super::parked::{Parked, ParkedQueue};
 use super::slab::Key;
-use super::waiting::LAST;
+use super::waiting::{LAST, Place};
 use crate::wire::Errno;
 
 /// Whose flushes have to cover a modification: those of the whole group, or of its connection only.
 type Scope = Option<Key>;
-
-/// A command that waits because of what it must not overtake.
-#[derive(Clone, Debug)]
-#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
-pub(super) struct Parked<T> {
-    pub(super) member: Key,
-    range: Range,
-    command: Command,
-    tag: T,
-}
 
 /// What is acknowledged, but has not completed, and who waits for that.
 #[derive(Clone, Debug)]
@@ -39,8 +30,7 @@ pub(super) struct Unsettled<T> {
     acknowledged: BTreeMap<(Scope, Stamp), (Key, Option<Range>)>,
     /// Where they are, by start. They never overlap: the later one would wait.
     places: BTreeMap<u64, u64>,
-    /// In the order of their arrival.
-    parked: VecDeque<Parked<T>>,
+    parked: ParkedQueue<T>,
     /// Flushes, by when they arrived.
     flushes: BTreeMap<(Scope, Stamp), Waiter<T>>,
     /// Connections that were revoked, and may still modify anything.
@@ -52,7 +42,7 @@ impl<T> Unsettled<T> {
         Self {
             acknowledged: BTreeMap::new(),
             places: BTreeMap::new(),
-            parked: VecDeque::new(),
+            parked: ParkedQueue::new(),
             flushes: BTreeMap::new(),
             fences: Vec::new(),
         }
@@ -63,10 +53,11 @@ impl<T> Unsettled<T> {
         let Self {
             acknowledged,
             places: _,
-            parked: _,
+            parked,
             flushes,
             fences: _,
         } = self;
+        parked.renumber();
         for ((scope, mut at), it) in core::mem::take(acknowledged) {
             visit(&mut at);
             acknowledged.insert((scope, at), it);
@@ -118,11 +109,8 @@ impl<T> Unsettled<T> {
 
     /// Removes what waits on a connection: commands, and flushes.
     pub(super) fn take_waiting(&mut self, key: Key) -> (Vec<T>, Vec<T>) {
-        let (ours, others): (VecDeque<_>, _) = core::mem::take(&mut self.parked)
-            .into_iter()
-            .partition(|parked| parked.member == key);
-        self.parked = others;
-        let commands = ours.into_iter().map(|parked| parked.tag).collect();
+        let ours = self.parked.take_of(key).into_iter();
+        let commands = ours.map(|parked| parked.tag).collect();
         let flushes = self.flushes.iter().filter(|(_, it)| it.member == key);
         let flushes: Vec<_> = flushes.map(|(&at, _)| at).collect();
         let flushes = flushes.iter().filter_map(|at| self.flushes.remove(at));
@@ -154,9 +142,10 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         now
     }
 
-    /// Whether a command must not begin yet, lest it overtake something.
+    /// Whether a command must not begin yet, lest it overtake something: one that has those before
+    /// it which were parked before `place`.
     #[inline(never)]
-    pub(super) fn must_park(&self, key: Key, command: Command) -> Option<Range> {
+    pub(super) fn must_park(&self, key: Key, command: Command, place: Place) -> Option<Range> {
         let range = Range::of(command.offset, command.length, 1)?;
         let group = self.members.get(key).map(|member| member.group);
         let unsettled = &self.groups.get(group?)?.unsettled;
@@ -164,7 +153,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let parks = unsettled.overlaps(range)
             || (modifies && unsettled.fences.iter().any(|&fence| fence != key))
             // Those that wait already come first, or might wait for ever.
-            || (modifies && unsettled.parked.iter().any(|it| it.range.overlaps(range)));
+            || (modifies && unsettled.parked.is_behind(range, place));
         parks.then_some(range)
     }
 
@@ -186,7 +175,7 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         // It may go on waiting, for its handle, when nothing else is left to guard.
         self.guards += 1;
         group.counters.overlap_waits += 1;
-        group.unsettled.parked.push_back(Parked {
+        group.unsettled.parked.push(Parked {
             member,
             range,
             command,
@@ -197,25 +186,80 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
     /// Something has ended: which of the commands that wait for such may begin?
     pub(super) fn recheck_parked(&mut self, group_key: Key) {
-        let Some(group) = self.groups.get_mut(group_key) else {
-            return;
-        };
-        // Those that still have to wait take their places again, in the same order.
-        for parked in core::mem::take(&mut group.unsettled.parked) {
-            let (key, command) = (parked.member, parked.command);
-            if self.must_park(key, command).is_some() || self.must_wait_for_handle(key) {
-                if let Some(group) = self.groups.get_mut(group_key) {
-                    group.unsettled.parked.push_back(parked);
-                }
-                continue;
-            }
-            self.guards -= 1;
-            if let Some(member) = self.members.get_mut(key) {
-                member.pending = member.pending.saturating_sub(1);
-            }
-            let decision = self.admit(key, command, parked.tag, LAST);
-            self.act(key, decision);
+        let group = self.groups.get(group_key);
+        let all = group
+            .into_iter()
+            .flat_map(|it| it.unsettled.parked.places());
+        let all: Vec<Place> = all.collect();
+        for place in all {
+            self.recheck_parked_at(group_key, place);
         }
+    }
+
+    /// The same for those of a handle that is free for one of them.
+    pub(super) fn recheck_parked_of(&mut self, group_key: Key, key: Key) {
+        let mut from = 0;
+        while let Some(place) = self
+            .groups
+            .get(group_key)
+            .and_then(|group| group.unsettled.parked.next_of(key, from))
+            && !self.must_wait_for_handle(key)
+        {
+            if let Some(range) = self.recheck_parked_at(group_key, place) {
+                self.recheck_parked_over(group_key, range);
+            }
+            from = place + 1;
+        }
+    }
+
+    /// The same for those that wait for something in `range`, and for those behind them.
+    fn recheck_parked_over(&mut self, group_key: Key, range: Range) {
+        let mut seen = range;
+        let mut due = BTreeSet::new();
+        if let Some(group) = self.groups.get(group_key) {
+            due.extend(group.unsettled.parked.over(range));
+        }
+        while let Some(place) = due.pop_first() {
+            let Some(gone) = self.recheck_parked_at(group_key, place) else {
+                continue;
+            };
+            let Some(group) = self.groups.get(group_key) else {
+                return;
+            };
+            // Others may have waited behind it; those in what was seen are due already.
+            let (start, end) = (gone.start.min(seen.start), gone.end.max(seen.end));
+            let left = (start < seen.start).then_some(Range {
+                start,
+                end: seen.start,
+            });
+            let right = (seen.end < end).then_some(Range {
+                start: seen.end,
+                end,
+            });
+            for beside in left.into_iter().chain(right) {
+                let behind = group.unsettled.parked.over(beside);
+                due.extend(behind.filter(|&other| other > place));
+            }
+            seen = Range { start, end };
+        }
+    }
+
+    /// Begins a command that has waited, if it can. Returns its range if it waits here no more.
+    fn recheck_parked_at(&mut self, group_key: Key, place: Place) -> Option<Range> {
+        let parked = self.groups.get(group_key)?.unsettled.parked.get(place)?;
+        let (key, command) = (parked.member, parked.command);
+        if self.must_park(key, command, place).is_some() || self.must_wait_for_handle(key) {
+            return None;
+        }
+        let queue = &mut self.groups.get_mut(group_key)?.unsettled.parked;
+        let Parked { range, tag, .. } = queue.remove(place)?;
+        self.guards -= 1;
+        if let Some(member) = self.members.get_mut(key) {
+            member.pending = member.pending.saturating_sub(1);
+        }
+        let decision = self.admit_unparked(key, command, tag, LAST);
+        self.act(key, decision);
+        Some(range)
     }
 
     /// A client's flush has arrived. To its clients, what is acknowledged has been executed: the
@@ -287,16 +331,6 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             let decision = self.client_flush(waiter, true);
             self.act(member, decision);
             self.settle(member);
-        }
-    }
-
-    fn recheck_parked_over(&mut self, group: Key, range: Range) {
-        let waited_for = self.groups.get(group).is_some_and(|group| {
-            let mut parked = group.unsettled.parked.iter();
-            parked.any(|parked| parked.range.overlaps(range))
-        });
-        if waited_for {
-            self.recheck_parked(group);
         }
     }
 

@@ -310,6 +310,12 @@ impl Config {
     /// back (default 1: it remembers exactly the bytes that were written). With a larger unit a
     /// write is a read-modify-write of whole granules, and writes that share a granule are kept in
     /// order like writes that overlap. 0 counts as 1.
+    ///
+    /// What a write is merged with must not be older than what has completed on the same handle,
+    /// even where it was fetched before a flush that has ended meanwhile: [self-coherent] or not,
+    /// no handle may revert with the rest of a granule what was written through itself.
+    ///
+    /// [self-coherent]: Backend::with_self_coherent
     #[must_use]
     pub const fn with_granule(mut self, bytes: u32) -> Self {
         self.granule = if bytes == 0 { 1 } else { bytes };

@@ -14,7 +14,7 @@ use super::order::Range;
 use super::overlap::Turn;
 use super::serial::Next;
 use super::slab::{Key, Slab};
-use super::waiting::Place;
+use super::waiting::{LAST, Place};
 use crate::wire::{CommandType, Errno};
 
 #[derive(Debug)]
@@ -313,10 +313,28 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
             return self.hold(key, command, tag);
         }
         if self.guards > 0
-            && let Some(range) = self.must_park(key, command)
+            && let Some(range) = self.must_park(key, command, LAST)
         {
             return self.park(key, range, command, tag);
         }
+        self.admit_in_order(key, command, tag, place)
+    }
+
+    /// The same of one that was parked: those that were later have not become earlier.
+    pub(super) fn admit_unparked(
+        &mut self,
+        key: Key,
+        command: Command,
+        tag: T,
+        place: Place,
+    ) -> Decision<T> {
+        match self.members.get(key) {
+            Some(member) if member.gate().happened() => self.hold(key, command, tag),
+            _ => self.admit_in_order(key, command, tag, place),
+        }
+    }
+
+    fn admit_in_order(&mut self, key: Key, command: Command, tag: T, place: Place) -> Decision<T> {
         let mut range = None;
         if self.has_order(command) {
             let turn = if command.kind.is_modification() {

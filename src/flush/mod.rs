@@ -273,6 +273,7 @@ mod member;
 mod observe;
 mod order;
 mod overlap;
+mod parked;
 mod preflush;
 mod round;
 mod serial;

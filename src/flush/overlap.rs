@@ -238,6 +238,25 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if let Some(group) = self.groups.get(group_key) {
             due.extend(group.order_waiting.until_over(range, None));
         }
+        self.recheck_due(group_key, due);
+    }
+
+    /// A handle is free: can one of its commands that wait begin?
+    pub(super) fn recheck_order_of(&mut self, group_key: Key, key: Key) {
+        let mut from = 0;
+        while let Some(place) = self
+            .groups
+            .get(group_key)
+            .and_then(|group| group.order_waiting.next_of(key, from))
+            && !self.must_wait_for_handle(key)
+        {
+            self.recheck_due(group_key, BTreeSet::from([place]));
+            from = place + 1;
+        }
+    }
+
+    /// Looks at commands that wait, and at those behind them that need not any longer.
+    fn recheck_due(&mut self, group_key: Key, mut due: BTreeSet<Place>) {
         while let Some(place) = due.pop_first() {
             let gone = self.recheck_one(group_key, place);
             // Others may have waited behind it.

@@ -173,8 +173,8 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
                 self.act(key, decision);
             }
             Some(Call::Ordered) => {
-                self.recheck_order(group);
-                self.recheck_parked(group);
+                self.recheck_order_of(group, key);
+                self.recheck_parked_of(group, key);
             }
             None => {}
         }

@@ -24,7 +24,7 @@ pub(super) const LAST: Place = Place::MAX;
 /// Ranges, by where they are.
 #[derive(Clone, Debug)]
 #[cfg_attr(test, derive(PartialEq, Eq, Hash))]
-struct Index {
+pub(super) struct Index {
     /// Node, first address, and whose it is.
     by_first: BTreeSet<(u64, u64, Place)>,
     /// Node, last address, and whose it is.
@@ -49,7 +49,7 @@ const fn node(range: Range) -> (Option<u32>, u64) {
 }
 
 impl Index {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             by_first: BTreeSet::new(),
             by_last: BTreeSet::new(),
@@ -57,7 +57,7 @@ impl Index {
         }
     }
 
-    fn insert(&mut self, range: Range, place: Place) {
+    pub(super) fn insert(&mut self, range: Range, place: Place) {
         let ((first, last), (level, node)) = (ends(range), node(range));
         self.by_first.insert((node, first, place));
         self.by_last.insert((node, last, place));
@@ -66,7 +66,7 @@ impl Index {
         }
     }
 
-    fn remove(&mut self, range: Range, place: Place) {
+    pub(super) fn remove(&mut self, range: Range, place: Place) {
         let ((first, last), (level, node)) = (ends(range), node(range));
         self.by_first.remove(&(node, first, place));
         self.by_last.remove(&(node, last, place));
@@ -80,7 +80,7 @@ impl Index {
     }
 
     /// Those that overlap with `range`, in no particular order.
-    fn over(&self, range: Range) -> impl Iterator<Item = Place> {
+    pub(super) fn over(&self, range: Range) -> impl Iterator<Item = Place> {
         let (first, last) = ends(range);
         let inside = self.by_first.range((first, 0, 0)..=(last, u64::MAX, LAST));
         let levels = (0u32..).zip(&self.levels).filter(|&(_, &count)| count > 0);
@@ -180,6 +180,12 @@ impl<T> Waiting<T> {
     /// The first one of these places, which are not turned around.
     pub(super) fn next_in(&self, places: core::ops::Range<Place>) -> Option<Place> {
         self.waits.range(places).next().map(|(&place, _)| place)
+    }
+
+    /// The first one of a member from this place on.
+    pub(super) fn next_of(&self, member: Key, from: Place) -> Option<Place> {
+        let of_member = self.by_member.range((member, from)..=(member, LAST));
+        of_member.map(|&(_, place)| place).next()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &OrderWait<T>)> {

@@ -1,7 +1,10 @@
 //! Nobody waits for ever, and nothing is remembered for ever.
 
+use std::time::{Duration, Instant};
+
 use nbd_proto::flush::{
-    Action, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId, Op,
+    Acknowledge, Action, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId, Op,
+    ThreadModel,
 };
 use nbd_proto::wire::CommandType;
 
@@ -183,6 +186,59 @@ fn of_those_that_wait_for_each_other_the_first_begins() {
             let _ = it.complete(op, tag, Ok(()));
         }
     }
+}
+
+/// So many writes of one client wait for another's, or for one of its own. How long they take from
+/// its end on, in the best of several runs.
+fn time_of(config: Config, count: u64, length: u64) -> Duration {
+    let own = config.acknowledge() == Acknowledge::OnReceipt;
+    let run = || {
+        let (mut it, a, b) = coordinator(config);
+        let whole = Command::new(CommandType::WRITE, 0, 2 * count);
+        let first = begin(&mut it, if own { b } else { a }, whole);
+        for offset in 0..count {
+            let write = Command::new(CommandType::WRITE, offset, length);
+            assert!(begin(&mut it, b, write).is_none());
+        }
+        let begun = Instant::now();
+        let _ = it.complete(first.expect("nothing is in its way"), 0, Ok(()));
+        let mut ended = 0;
+        loop {
+            let (flushes, commands) = poll(&mut it);
+            if flushes.is_empty() && commands.is_empty() {
+                break;
+            }
+            ended += commands.len() as u64;
+            flushes.iter().for_each(|&flush| it.flushed(flush, Ok(())));
+            for (op, tag) in commands {
+                let _ = it.complete(op, tag, Ok(()));
+            }
+        }
+        assert_eq!(ended, count);
+        begun.elapsed()
+    };
+    (0..3).map(|_| run()).min().expect("it ran")
+}
+
+/// 16 times as many may take 16 times as long, or somewhat more on a busy machine; not 16 times
+/// 16 times.
+fn takes_time_in_proportion(config: Config, length: u64) {
+    let few = time_of(config, 125, length);
+    let many = time_of(config, 2000, length);
+    assert!(many < few * 200, "125 take {few:?}, 2000 take {many:?}");
+}
+
+#[test]
+fn writes_that_wait_for_what_was_acknowledged_do_not_look_at_all_others() {
+    let config = Config::new().with_acknowledge(Acknowledge::OnReceipt);
+    // Each overlaps with the next.
+    takes_time_in_proportion(config, 2);
+}
+
+#[test]
+fn writes_that_wait_for_one_handle_do_not_look_at_all_others() {
+    let config = Config::new().with_thread_model(ThreadModel::SerializeRequests);
+    takes_time_in_proportion(config, 1);
 }
 
 #[test]

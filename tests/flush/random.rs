@@ -52,6 +52,13 @@ enum Step {
     Revoke {
         conn: usize,
     },
+    PollOne,
+    /// Also of connections that are being opened, or are leaving.
+    EndAny {
+        conn: usize,
+        lost: bool,
+    },
+    Reset,
 }
 
 impl Step {
@@ -66,6 +73,8 @@ impl Step {
                 Self::FinishFlush { which, fault }
             }
             Self::Lose { conn } => Self::Disconnect { conn },
+            Self::EndAny { conn, .. } => Self::EndAny { conn, lost: false },
+            Self::Reset => Self::Poll,
             other => other,
         }
     }
@@ -76,6 +85,8 @@ struct Freedom {
     faults: bool,
     leaving: bool,
     revoking: bool,
+    /// Actions are taken one by one, connections end in any phase, failures are reset.
+    anything: bool,
 }
 
 impl Freedom {
@@ -84,11 +95,17 @@ impl Freedom {
             faults,
             leaving,
             revoking: false,
+            anything: false,
         }
     }
 
     const fn with_revoking(mut self) -> Self {
         self.revoking = true;
+        self
+    }
+
+    const fn with_anything(mut self) -> Self {
+        self.anything = true;
         self
     }
 }
@@ -125,6 +142,7 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
     });
     let faults = u32::from(freedom.faults);
     let leaving = u32::from(freedom.leaving);
+    let anything = u32::from(freedom.anything);
     let revoked = prop::bool::weighted(if freedom.revoking { 0.75 } else { 0.0 });
     let end = (any::<usize>(), revoked).prop_map(|(conn, revoked)| match revoked {
         true => Step::Revoke { conn },
@@ -133,6 +151,20 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
     let fault = prop_oneof![
         12 => Just(None),
         faults => prop_oneof![Just(Some(Fault::Keep)), Just(Some(Fault::Drop))],
+    ];
+    let ends = if freedom.revoking { 4 } else { 1 };
+    let comes_and_goes = prop_oneof![
+        1 => Just(Step::Connect),
+        1 => Just(Step::Opened),
+        ends => end,
+        faults => any::<usize>().prop_map(|conn| Step::Lose { conn }),
+    ];
+    let lost = prop::bool::weighted(0.5 * f64::from(faults));
+    let any_end = (any::<usize>(), lost).prop_map(|(conn, lost)| Step::EndAny { conn, lost });
+    let anything_else = prop_oneof![
+        8 => Just(Step::PollOne),
+        leaving => any_end,
+        faults => Just(Step::Reset),
     ];
     prop_oneof![
         12 => send,
@@ -144,10 +176,8 @@ fn step(freedom: Freedom) -> impl Strategy<Value = Step> {
             .prop_map(|(which, fault)| Step::FinishFlush { which, fault }),
         2 => (any::<usize>(), 0..CELLS)
             .prop_map(|(conn, cell)| Step::WriteBack { conn, cell }),
-        leaving => Just(Step::Connect),
-        leaving => Just(Step::Opened),
-        leaving * if freedom.revoking { 4 } else { 1 } => end,
-        leaving * faults => any::<usize>().prop_map(|conn| Step::Lose { conn }),
+        leaving * (2 + ends + faults) => comes_and_goes,
+        anything * (8 + leaving + faults) => anything_else,
     ]
 }
 
@@ -161,6 +191,8 @@ impl Step {
             },
             Self::FinishFlush { which, .. } if !wanted => Self::FinishFlush { which, fault: None },
             Self::Lose { conn } if !wanted => Self::Disconnect { conn },
+            Self::EndAny { conn, .. } if !wanted => Self::EndAny { conn, lost: false },
+            Self::Reset if !wanted => Self::Poll,
             step => step,
         }
     }
@@ -241,6 +273,20 @@ fn apply(world: &mut World, step: Step, policy: AfterFailure) {
                 world.lose(conn);
             }
         }
+        Step::PollOne => {
+            world.poll_one();
+        }
+        Step::EndAny { conn, lost } => {
+            let there: Vec<usize> = (0..world.connections.len())
+                .filter(|&at| !world.connections[at].released)
+                .collect();
+            match pick(&there, conn) {
+                Some(conn) if lost => world.lose(conn),
+                Some(conn) => world.disconnect(conn),
+                None => {}
+            }
+        }
+        Step::Reset => world.reset(),
         Step::Revoke { conn } => {
             let there: Vec<usize> = (0..world.connections.len())
                 .filter(|&at| !world.connections[at].released)
@@ -611,6 +657,37 @@ proptest! {
         play(world, connections, &steps.iter().map(calm).collect::<Vec<_>>());
     }
 
+    /// Caches fetch and write back whole granules, with what is around what was written.
+    #[test]
+    fn the_promise_holds_over_caches_that_write_back_granules(
+        setup in (2..5usize, any::<bool>(), any::<bool>()),
+        (policy, level) in (policy(), level()),
+        overlap in prop_oneof![Just(Overlap::OrderWrites), Just(Overlap::Coherent)],
+        (serialized, faults) in any::<(bool, bool)>(),
+        some_through in prop::bool::weighted(0.2),
+        granule in 2..5u32,
+        max_ranges in prop_oneof![Just(1u32), Just(1024)],
+        steps in prop::collection::vec(
+            step(Freedom::new(true, true).with_revoking().with_anything()),
+            1..120,
+        ),
+    ) {
+        let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
+        let config = Config::new()
+            .with_overlap(overlap)
+            .with_thread_model(model)
+            .with_track_dirty(level)
+            .with_after_failure(policy)
+            .with_granule(granule)
+            .with_max_ranges(max_ranges);
+        let (connections, self_coherent, load_on_open) = setup;
+        let mut world = world(config, Way::Emulate, (self_coherent, load_on_open));
+        world.some_through = some_through;
+        world.granule = granule.into();
+        let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
+        play(world, connections, &steps);
+    }
+
     /// All options at once, in every combination.
     #[test]
     fn the_promise_holds_whatever_is_configured(
@@ -625,7 +702,11 @@ proptest! {
         (serialized, preflush, faults) in any::<(bool, bool, bool)>(),
         (granule, max_ranges) in prop_oneof![3 => Just((1, 1024)), 1 => (1..4u32, 1..4u32)],
         (connections, shape) in (1..5usize, any::<(bool, bool)>()),
-        steps in prop::collection::vec(step(Freedom::new(true, true).with_revoking()), 1..120),
+        (some_through, granular) in (prop::bool::weighted(0.2), any::<bool>()),
+        steps in prop::collection::vec(
+            step(Freedom::new(true, true).with_revoking().with_anything()),
+            1..120,
+        ),
     ) {
         let model = if serialized { ThreadModel::SerializeRequests } else { ThreadModel::Parallel };
         let reads = if preflush { FuaOnReads::Preflush } else { FuaOnReads::Ignore };
@@ -638,7 +719,12 @@ proptest! {
             .with_after_failure(policy)
             .with_granule(granule)
             .with_max_ranges(max_ranges);
-        let world = world(config, way, shape);
+        let mut world = world(config, way, shape);
+        let emulated = matches!(way, Way::Emulate);
+        world.some_through = some_through && emulated;
+        if granular && emulated && overlap != Overlap::Ignore {
+            world.granule = granule.into();
+        }
         let steps: Vec<Step> = steps.into_iter().map(|step| step.with_faults(faults)).collect();
         play(world, connections, &steps);
     }

@@ -5,6 +5,7 @@
 //! promise of the coordinator is checked after every step.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use nbd_proto::flush::{
     Action, Advertised, Backend, Command, Config, Conn, Decision, FlushCoordinator, FlushId,
@@ -138,6 +139,8 @@ pub(crate) struct World {
     pub(crate) load_on_open: bool,
     /// Whether every other handle caches nothing.
     pub(crate) some_through: bool,
+    /// Caches fetch and write back so many cells at a time.
+    pub(crate) granule: u64,
     /// Modes without a promise across connections are only checked for answers.
     pub(crate) promises: bool,
     /// A handle is never called while a command executes or a flush runs on it.
@@ -189,6 +192,7 @@ impl World {
             self_coherent: false,
             load_on_open: false,
             some_through: false,
+            granule: 1,
             promises: true,
             one_call_at_a_time: config.thread_model() == ThreadModel::SerializeRequests,
             shared: false,
@@ -284,8 +288,22 @@ impl World {
                 self.sent[it.id].failed_late = Some(Vec::new());
             }
         }
-        self.executing.retain(|it| it.op.conn() != conn);
-        self.flushing.retain(|it| it.conn != index);
+        let executing = self.executing.extract_if(.., |it| it.op.conn() == conn);
+        let executing: Vec<Executing> = executing.collect();
+        let flushing = self.flushing.extract_if(.., |it| it.conn == index);
+        let flushing: Vec<Flushing> = flushing.collect();
+        self.coordinator.lost(conn);
+        if !self.connections[index].open {
+            self.connections[index].released = true;
+        }
+        // What is heard of the handle afterwards changes nothing.
+        for it in flushing {
+            self.coordinator.flushed(it.flush, Ok(()));
+        }
+        for Executing { op, id, .. } in executing {
+            let decision = self.coordinator.complete(op, id, Ok(()));
+            assert!(matches!(decision, Decision::Closed { .. }));
+        }
         self.coordinator.lost(conn);
         self.poll();
         // What was executing is the caller's to answer.
@@ -425,6 +443,17 @@ impl World {
     pub(crate) fn forgive(&mut self) {
         self.forgiven = self.sent.len();
         self.failure_reported = None;
+    }
+
+    /// The failures are forgotten, and what was written before is not promised any more.
+    pub(crate) fn reset(&mut self) {
+        self.coordinator.reset(&0);
+        self.forgive();
+        for sent in &mut self.sent {
+            if sent.reply.is_none() {
+                sent.covers.clear();
+            }
+        }
     }
 
     /// What was acknowledged to a connection is as good as executed for what it reads.
@@ -653,7 +682,7 @@ impl World {
         let Command { offset, length, .. } = self.sent[id].command;
         let cells = match load {
             Load::Everything => 0..CELLS,
-            Load::Early | Load::Late => offset..offset + length,
+            Load::Early | Load::Late => self.lines(offset..offset + length),
         };
         let mut fetched = BTreeMap::new();
         if load != Load::Late && !self.shared {
@@ -662,6 +691,12 @@ impl World {
                 .collect();
         }
         self.executing.push(Executing { op, id, fetched });
+    }
+
+    /// The granules that have a part of this.
+    fn lines(&self, cells: Range<u64>) -> Range<u64> {
+        let start = cells.start - cells.start % self.granule;
+        start..cells.end.next_multiple_of(self.granule).min(CELLS)
     }
 
     /// Whose handle's cache a connection uses.
@@ -691,10 +726,22 @@ impl World {
             return self.finish_through(op, id, result);
         }
         let at = self.handle_of(conn);
+        let lines = self.lines(offset..offset + length);
         let handle = self.connections[at].handle.as_mut().expect("not closed");
         for (cell, id) in fetched {
             let cached = Cell { id, dirty: false };
             handle.cache.entry(cell).or_insert(cached);
+        }
+        if self.granule > 1 {
+            for cell in lines {
+                let stored = Cell {
+                    id: self.store[cell as usize],
+                    dirty: false,
+                };
+                let cached = handle.cache.entry(cell).or_insert(stored);
+                // The whole granule is written back.
+                cached.dirty |= command.kind.is_modification();
+            }
         }
         for cell in offset..offset + length {
             if command.kind.is_modification() {
@@ -742,8 +789,16 @@ impl World {
     /// Takes whatever the coordinator wants done; commands start, flushes start.
     pub(crate) fn poll(&mut self) -> bool {
         let mut any = false;
-        while let Some(action) = self.coordinator.poll() {
+        while self.poll_one() {
             any = true;
+        }
+        any
+    }
+
+    /// Takes one thing that the coordinator wants done, if there is any.
+    pub(crate) fn poll_one(&mut self) -> bool {
+        let action = self.coordinator.poll();
+        if let Some(action) = action {
             match action {
                 Action::Execute { op, tag, .. } => self.start(op, tag, self.load),
                 Action::Flush { key, flush } => {
@@ -772,8 +827,9 @@ impl World {
                 other => panic!("unknown action {other:?}"),
             }
             self.check();
+            return true;
         }
-        any
+        false
     }
 
     /// Finds the running flush of a connection's handle.
@@ -802,7 +858,9 @@ impl World {
             // Also what was put there while it ran.
             Some(Fault::Drop) => {
                 handle.cache.clear();
-                self.connections[conn].lost_data = true;
+                for (at, it) in self.connections.iter_mut().enumerate() {
+                    it.lost_data |= self.shared || at == conn;
+                }
             }
             None => {
                 for (cell, old) in before {
@@ -820,7 +878,8 @@ impl World {
                 }
             }
         }
-        if self.self_coherent {
+        // A handle whose granules revert what was written through itself is nobody's to mend.
+        if self.self_coherent || self.granule > 1 {
             let conn = self.connections[conn].conn;
             for executing in &mut self.executing {
                 if executing.op.conn() == conn {
@@ -839,6 +898,7 @@ impl World {
 
     /// The cache writes a dirty cell back before anybody asks for it.
     pub(crate) fn write_back(&mut self, index: usize, cell: u64) {
+        let line = self.lines(cell..cell + 1);
         let Some(handle) = &mut self.connections[index].handle else {
             return;
         };
@@ -849,11 +909,11 @@ impl World {
         {
             return;
         }
-        if let Some(cached) = handle.cache.get_mut(&cell)
-            && cached.dirty
-        {
-            cached.dirty = false;
-            self.store[cell as usize] = cached.id;
+        for (&cell, cached) in handle.cache.range_mut(line) {
+            if cached.dirty {
+                cached.dirty = false;
+                self.store[cell as usize] = cached.id;
+            }
         }
         self.check();
     }

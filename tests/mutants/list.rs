@@ -1369,7 +1369,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "on receipt: writes overtake commands that wait",
         edits: &[Edit {
             file: ACKNOWLEDGE,
-            find: "|| (modifies && unsettled.parked.iter().any(|it| it.range.overlaps(range)));",
+            find: "|| (modifies && unsettled.parked.is_behind(range, place));",
             replace: ";",
         }],
         caught_by: &[
