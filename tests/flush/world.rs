@@ -888,8 +888,9 @@ impl World {
             }
         }
         if fault.is_some() && self.connections[conn].leaving {
-            // It may be its last chance.
+            // It may be its last chance, and the end of its data before it is released.
             self.connections[conn].dropped = true;
+            self.connections[conn].lost_data = true;
         }
         let result = fault.map_or(Ok(()), |_| Err(Errno::EIO));
         self.coordinator.flushed(flush, result);
