@@ -38,7 +38,7 @@
 //! |---|---|---|
 //! | tracking | 1,788,591 | 16 |
 //! | rounds | 2,792,584 | 17 |
-//! | fua | 694,739 | 13 |
+//! | fua | 1,191,669 | 13 |
 //! | coming_and_going | 2,228,523 | 15 |
 //! | order | 1,708,577 | 16 |
 //! | shared | 2,394,572 | 11 |
@@ -46,6 +46,7 @@
 //! | alone | all but the last two of twelve: 3,441,341 | 11 |
 //!
 //! Each took one to three minutes there.
+//! Only `fua` was counted since invalidations join the flush that runs; the others before that.
 
 mod backend;
 mod canonical;
@@ -125,11 +126,11 @@ topics! {
     handles_that_cache_nothing_may_stand_beside_others: through, 85_000, larger 900_000;
     without_multi_conn_each_connection_has_its_own_promise: alone, 45_000, larger 3_000_000;
     actions_may_be_taken_late: lazy, 20_000;
-    a_handle_is_called_for_one_thing_at_a_time: one_at_a_time, 70_000, larger 1;
-    coherent_reads_find_what_others_have_written: coherent, 110_000, larger 1;
-    what_overlaps_may_have_no_order: unordered, 50_000, larger 1;
-    what_is_acknowledged_on_receipt_is_promised: on_receipt, 60_000, larger 1;
-    what_is_written_through_lasts_and_is_seen: write_through, 72_000, larger 1;
-    a_read_with_fua_comes_after_a_flush: preflush, 45_000, larger 1;
-    what_a_revoked_connection_wrote_comes_before_what_follows: revoking, 145_000, larger 1;
+    a_handle_is_called_for_one_thing_at_a_time: one_at_a_time, 70_000;
+    coherent_reads_find_what_others_have_written: coherent, 100_000;
+    what_overlaps_may_have_no_order: unordered, 50_000;
+    what_is_acknowledged_on_receipt_is_promised: on_receipt, 60_000;
+    what_is_written_through_lasts_and_is_seen: write_through, 72_000;
+    a_read_with_fua_comes_after_a_flush: preflush, 45_000;
+    what_a_revoked_connection_wrote_comes_before_what_follows: revoking, 145_000;
 }

@@ -584,7 +584,7 @@ pub(super) fn preflush(more: u8) -> Vec<Setup> {
 /// Clients vanish, and send again through others what was not answered.
 pub(super) fn revoking(more: u8) -> Vec<Setup> {
     let budget = Budget {
-        commands: 3 + more,
+        commands: 3,
         writes: 3,
         fuas: more,
         flushes: 1,

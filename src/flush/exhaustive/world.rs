@@ -176,6 +176,8 @@ pub(super) struct Handle {
     /// Something has happened on it.
     pub(super) used: bool,
     pub(super) left: Left,
+    /// It was stale, and executing something, when its last flush started.
+    pub(super) unsure: bool,
     /// A flush of it has failed, or it was lost.
     pub(super) failed: bool,
     /// A flush failed to write out its data, and its client has not been told.
@@ -430,6 +432,7 @@ impl World {
             phase: Phase::Opening,
             used: false,
             left: if loads { Left::Fresh } else { Left::Nothing },
+            unsure: false,
             failed: false,
             owed: false,
             lost_data: false,
