@@ -288,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_do_not_overlap() {
+        let middle = range(4, 8);
+        assert!(middle.overlaps(range(7, 9)) && range(7, 9).overlaps(middle));
+        assert!(middle.overlaps(range(5, 6)) && range(5, 6).overlaps(middle));
+        assert!(!middle.overlaps(range(8, 9)) && !range(8, 9).overlaps(middle));
+        assert!(!middle.overlaps(range(0, 4)) && !range(0, 4).overlaps(middle));
+    }
+
+    #[test]
     fn overlapping_ranges_of_one_owner_merge_and_neighbours_do_not() {
         let (a, _) = owners();
         let mut ranges = Ranges::default();

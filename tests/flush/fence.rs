@@ -419,3 +419,21 @@ fn two_revoked_connections_are_both_waited_for() {
         world.check_all_answered();
     }
 }
+
+#[test]
+fn a_revoked_connection_is_written_out_once() {
+    let config = Config::new().with_mode(Mode::Disable);
+    let mut world = World::with_connections(config, caching(), 2);
+    world.promises = false;
+    world.write(0, 0, 1);
+    world.settle();
+    let [first, second] = [0, 1].map(|cell| world.read(0, cell, 1));
+    world.revoke(0);
+    world.poll();
+    // Each end of a read is a moment to see whether the data can be written out.
+    finish(&mut world, first);
+    finish(&mut world, second);
+    world.settle();
+    assert_eq!(world.flushes, [0]);
+    assert!(world.connections[0].released);
+}

@@ -311,3 +311,21 @@ fn a_flush_that_makes_a_handle_fresh_does_for_all_who_wait_for_that() {
     world.settle();
     assert_eq!(world.flushes, [0, 0]);
 }
+
+#[test]
+fn an_overlapping_write_waits_for_the_flush_that_runs_and_not_for_another() {
+    let config = Config::new().with_mode(Mode::Emulate);
+    let backend = caching().with_loads_on_open(false);
+    let mut world = World::with_connections(config, backend, 3);
+    world.write(0, 0, 1);
+    world.settle();
+    world.flush(2);
+    world.poll();
+    // The flush that runs has begun after the write which this one overlaps.
+    let overlapping = world.write(1, 0, 1);
+    world.finish_flush(world.flushing(0), None);
+    world.poll();
+    assert_eq!(world.executing(overlapping), 0);
+    world.settle();
+    assert_eq!(world.flushes, [0]);
+}
