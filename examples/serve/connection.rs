@@ -29,6 +29,7 @@ use super::execute::Task;
 use super::input::Input;
 use super::log::warn;
 use super::server::{Server, carry_out};
+use super::status;
 use super::stream::{Stream, Until};
 
 /// How long a handshake may take, altogether. It is some messages back and forth, between programs.
@@ -44,6 +45,7 @@ pub(crate) struct Connection {
     advertised: OnceLock<Advertised>,
     /// Until the coordinator releases it.
     handle: Mutex<Option<Arc<dyn Handle>>>,
+    session: OnceLock<Session>,
     encoder: OnceLock<ReplyEncoder>,
     /// Only one thread writes replies at a time.
     writing: Mutex<()>,
@@ -65,6 +67,7 @@ impl Connection {
             conn: OnceLock::new(),
             advertised: OnceLock::new(),
             handle: Mutex::new(None),
+            session: OnceLock::new(),
             encoder: OnceLock::new(),
             writing: Mutex::new(()),
             broken: AtomicBool::new(false),
@@ -81,13 +84,19 @@ impl Connection {
         self.encoder.get()
     }
 
+    /// What was negotiated; only used during transmission, too.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.session.get()
+    }
+
     /// Serves the client until it goes, or has to go.
     pub(crate) fn run(self: &Arc<Self>) {
         self.server.wait_for_turn(self.id);
         match self.shake_hands() {
             Ok(Some(session)) => {
                 self.server.log.line(|| self.greeted(&session));
-                if let Err(error) = self.serve(&session) {
+                let session = self.session.get_or_init(|| session);
+                if let Err(error) = self.serve(session) {
                     self.server
                         .log
                         .line(|| format!("connection {}: {error}", self.id));
@@ -128,12 +137,14 @@ impl Connection {
 
     fn shake_hands(self: &Arc<Self>) -> io::Result<Option<Session>> {
         let mut stream = Until::new(&self.stream, Instant::now() + HANDSHAKE);
-        let session = server_handshake(&mut stream, ServerConfig::new(), |ask| match ask {
-            Ask::List(ask) => {
-                let described = |name| (name, const { &Name::EMPTY });
+        let session = server_handshake(&mut stream, ServerConfig::new().with_meta_contexts(true), |ask| match ask {
+            Ask::List(ask) if self.server.listed => {
+                let described = |name| (name, &self.server.description);
                 ask.accept(self.server.exports.iter().map(described));
             }
+            Ask::List(ask) => ask.refuse(Refusal::Policy),
             Ask::Export(ask) => self.offer(ask),
+            Ask::Contexts(ask) => status::answer(ask, &self.server.exports),
             _ => {}
         })?;
         Ok(session)
@@ -147,11 +158,11 @@ impl Connection {
             Ok(flags) => {
                 let storage = &self.server.can;
                 let size = self.server.storage.size();
-                let export = Export::new(ask.name().clone(), size, flags);
-                ask.accept(
-                    &export
-                        .with_block_sizes(block_sizes(storage.min_block, storage.preferred_block)),
-                );
+                let sizes = block_sizes(storage.min_block, storage.preferred_block);
+                let export = Export::new(ask.name().clone(), size, flags)
+                    .with_description(self.server.description.clone())
+                    .with_block_sizes(sizes);
+                ask.accept(&export);
             }
             Err(error) => {
                 warn(format_args!("cannot serve connection {}: {error}", self.id));
@@ -163,7 +174,7 @@ impl Connection {
     /// What the export can do on this connection. The first time, the backend handle is opened.
     fn flags(self: &Arc<Self>) -> io::Result<TransmissionFlags> {
         let can = &self.server.can;
-        let mut flags = TransmissionFlags::SEND_DF;
+        let mut flags = TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
         flags.set(TransmissionFlags::READ_ONLY, can.read_only);
         flags.set(TransmissionFlags::SEND_TRIM, can.trim && !can.read_only);
         flags.set(
@@ -212,7 +223,7 @@ impl Connection {
         };
         let mut input = Input::new();
         let mut decoder = RequestDecoder::new(session, &Limits::new());
-        let mut batch = Batch::new(self, &encoder, &*handle);
+        let mut batch = Batch::new(self, session, &encoder, &*handle);
         loop {
             let mut rest = input.unread();
             let event = decoder.next(&mut rest).map_err(io::Error::other);
@@ -259,8 +270,17 @@ impl Connection {
             let payload = input
                 .payload(&request, &mut decoder, self, &mut batch)
                 .inspect_err(|_| self.budget.give_back(held))?;
+            let affected = match status::affected(session, &request, &payload) {
+                Ok(affected) => affected,
+                Err(why) => {
+                    self.budget.give_back(held);
+                    batch.refuse(&request, why.errno(), &why.to_string());
+                    continue;
+                }
+            };
             batch.add(Task {
                 request,
+                affected,
                 payload,
                 held,
             })?;

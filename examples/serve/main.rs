@@ -27,6 +27,7 @@ mod server;
 mod signals;
 #[path = "../shared/size.rs"]
 mod size;
+mod status;
 mod stream;
 
 use std::io::{self, Write};
@@ -79,6 +80,8 @@ fn run(options: &Options) -> Result<()> {
     let settings = Settings {
         flush: options.flush.config(),
         exports,
+        description: options.export.description.clone().unwrap_or_default(),
+        listed: !options.export.no_list,
         read_only: options.export.read_only,
         threads: options.threads,
         most_connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),

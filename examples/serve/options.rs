@@ -89,6 +89,14 @@ pub(crate) struct Export {
     #[arg(long = "export", value_name = "NAME", global = true)]
     pub(crate) names: Vec<Name>,
 
+    /// What clients that list the exports, or ask about one, are told besides its name: for people
+    #[arg(long, value_name = "TEXT", global = true)]
+    pub(crate) description: Option<Name>,
+
+    /// Do not tell clients which exports there are; those that know a name can use it
+    #[arg(long, global = true)]
+    pub(crate) no_list: bool,
+
     /// Refuse everything that would modify the storage
     #[arg(long, global = true)]
     pub(crate) read_only: bool,

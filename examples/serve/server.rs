@@ -38,6 +38,10 @@ static FLUSH_FAILED: Seldom = Seldom::new();
 pub(crate) struct Settings {
     pub(crate) flush: Config,
     pub(crate) exports: Vec<Name>,
+    /// Of each of them; empty for none.
+    pub(crate) description: Name,
+    /// Whether clients may ask which there are.
+    pub(crate) listed: bool,
     pub(crate) read_only: bool,
     /// How many commands of one connection may wait at the same time.
     pub(crate) threads: u16,
@@ -54,6 +58,8 @@ pub(crate) struct Server {
     /// The same in the coordinator's words.
     pub(crate) backend: Abilities,
     pub(crate) exports: Vec<Name>,
+    pub(crate) description: Name,
+    pub(crate) listed: bool,
     pub(crate) threads: u16,
     pub(crate) pools: Pools,
     /// For the requests of all connections.
@@ -90,6 +96,8 @@ impl Server {
             can,
             backend,
             exports: settings.exports,
+            description: settings.description,
+            listed: settings.listed,
             threads: settings.threads,
             pools: Pools::start().context("cannot start the threads that are needed")?,
             memory: Arc::default(),
