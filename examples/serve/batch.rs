@@ -134,7 +134,7 @@ impl<'c> Batch<'c> {
         }
         if !self.replies.is_empty() {
             let connection = self.connection;
-            if connection.stream.is_by_segment() {
+            if connection.channel.is_by_segment() {
                 self.replies.warm();
             }
             self.replies.send(|parts| connection.send(parts, None));

@@ -14,23 +14,24 @@ use std::time::{Duration, Instant};
 use nbd_proto::error::Refusal;
 use nbd_proto::flush::{Advertised, Conn};
 use nbd_proto::handshake::{Ask, Export, ExportAsk, ServerConfig};
-use nbd_proto::io::server_handshake;
+use nbd_proto::io::server_handshake_with_tls;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BlockSizes, Session};
 use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
-use nbd_proto::wire::{CommandType, Name, TransmissionFlags};
+use nbd_proto::wire::{CommandType, TransmissionFlags};
 use parking_lot::Mutex;
 
 use super::backend::Handle;
 use super::batch::Batch;
 use super::budget::Budget;
+use super::channel::Channel;
 use super::crew::Crew;
 use super::execute::Task;
 use super::input::Input;
 use super::log::warn;
 use super::server::{Server, carry_out};
 use super::status;
-use super::stream::{Stream, Until};
+use super::stream::Stream;
 
 /// How long a handshake may take, altogether. It is some messages back and forth, between programs.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -38,7 +39,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) server: Arc<Server>,
-    pub(crate) stream: Stream,
+    pub(crate) channel: Channel,
     pub(crate) budget: Budget,
     pub(crate) crew: Crew,
     pub(crate) conn: OnceLock<Conn>,
@@ -61,7 +62,7 @@ impl Connection {
             crew: Crew::new(server.threads, &server.pools),
             budget: Budget::new(&server.memory),
             server,
-            stream,
+            channel: Channel::new(stream),
             sending: Since::default(),
             receiving: Since::default(),
             conn: OnceLock::new(),
@@ -127,8 +128,11 @@ impl Connection {
 
     fn greeted(&self, session: &Session) -> String {
         format!(
-            "connection {}: export {:?}, {:?} replies, {:?}",
+            "connection {}: {}export {:?}, {:?} replies, {:?}",
             self.id,
+            self.channel
+                .tls_protocol()
+                .map_or_else(String::new, |tls| format!("{tls:?}, ")),
             session.export(),
             session.reply_style(),
             session.flags()
@@ -136,18 +140,27 @@ impl Connection {
     }
 
     fn shake_hands(self: &Arc<Self>) -> io::Result<Option<Session>> {
-        let mut stream = Until::new(&self.stream, Instant::now() + HANDSHAKE);
-        let session = server_handshake(&mut stream, ServerConfig::new().with_meta_contexts(true), |ask| match ask {
-            Ask::List(ask) if self.server.listed => {
-                let described = |name| (name, &self.server.description);
-                ask.accept(self.server.exports.iter().map(described));
-            }
-            Ask::List(ask) => ask.refuse(Refusal::Policy),
-            Ask::Export(ask) => self.offer(ask),
-            Ask::Contexts(ask) => status::answer(ask, &self.server.exports),
-            _ => {}
-        })?;
-        Ok(session)
+        let config = ServerConfig::new()
+            .with_meta_contexts(true)
+            .with_tls(self.server.tls.policy());
+        let stream = self.channel.until(Instant::now() + HANDSHAKE);
+
+        let shaken = server_handshake_with_tls(
+            stream,
+            config,
+            |stream| stream.start_tls(&self.server.tls),
+            |ask| match ask {
+                Ask::List(ask) if self.server.listed => {
+                    let described = |name| (name, &self.server.description);
+                    ask.accept(self.server.exports.iter().map(described));
+                }
+                Ask::List(ask) => ask.refuse(Refusal::Policy),
+                Ask::Export(ask) => self.offer(ask),
+                Ask::Contexts(ask) => status::answer(ask, &self.server.exports),
+                _ => {}
+            },
+        );
+        Ok(shaken.map(|(_, session)| session)?)
     }
 
     fn offer(self: &Arc<Self>, ask: ExportAsk<'_>) {
@@ -244,7 +257,7 @@ impl Connection {
                     if self.server.is_stopping() {
                         return Ok(());
                     }
-                    if input.fill(&self.stream)? == 0 {
+                    if input.fill(&self.channel)? == 0 {
                         return decoder.on_eof().map_err(io::Error::other);
                     }
                     continue;
@@ -296,7 +309,7 @@ impl Connection {
                 .log
                 .line(|| format!("connection {}: cannot reply: {error}", self.id));
             // The thread that reads need not wait for more, nor others for their turn to write.
-            self.stream.shutdown(Shutdown::Both);
+            self.channel.shutdown(Shutdown::Both);
         }
     }
 
@@ -314,8 +327,8 @@ impl Connection {
         }
         let _since = self.sending.now();
         match deadline {
-            None => write_all(&mut &self.stream, parts),
-            Some(deadline) => write_all(&mut Until::new(&self.stream, deadline), parts),
+            None => write_all(&mut &self.channel, parts),
+            Some(deadline) => write_all(&mut self.channel.until(deadline), parts),
         }
     }
 
@@ -333,7 +346,7 @@ impl Connection {
         if let Some(handle) = handle {
             self.server.close_handle(&*handle);
         }
-        self.stream.shutdown(Shutdown::Both);
+        self.channel.close();
         self.server.gone(self.id);
     }
 }

@@ -22,6 +22,7 @@ use super::crew::Pools;
 use super::execute::{Task, to_errno};
 use super::log::{Log, Seldom};
 use super::stream::Stream;
+use super::tls::Offer;
 
 pub(crate) type Coordinator = FlushCoordinator<Arc<Connection>, (), Task>;
 
@@ -46,6 +47,7 @@ pub(crate) struct Settings {
     /// How many commands of one connection may wait at the same time.
     pub(crate) threads: u16,
     pub(crate) most_connections: usize,
+    pub(crate) tls: Offer,
     pub(crate) log: Log,
 }
 
@@ -64,6 +66,7 @@ pub(crate) struct Server {
     pub(crate) pools: Pools,
     /// For the requests of all connections.
     pub(crate) memory: Arc<Memory>,
+    pub(crate) tls: Offer,
     pub(crate) log: Log,
     /// Why what was written may be lost: the first flush that failed.
     failed: Mutex<Option<io::Error>>,
@@ -101,6 +104,7 @@ impl Server {
             threads: settings.threads,
             pools: Pools::start().context("cannot start the threads that are needed")?,
             memory: Arc::default(),
+            tls: settings.tls,
             log: settings.log,
             failed: Mutex::new(None),
             most_connections: settings.most_connections,
@@ -159,7 +163,7 @@ impl Server {
                 "connection {} is ended: others need the memory that it holds",
                 connection.id
             ));
-            connection.stream.shutdown(Shutdown::Both);
+            connection.channel.shutdown(Shutdown::Both);
         }
     }
 
@@ -290,7 +294,7 @@ impl Server {
 
     fn for_each_stream(&self, how: Shutdown) {
         for connection in self.connections.lock().values() {
-            connection.stream.shutdown(how);
+            connection.channel.shutdown(how);
         }
     }
 }
