@@ -69,7 +69,7 @@ impl Authority {
     }
 
     /// What `serve` needs for TLS, and other arguments.
-    pub(crate) fn serve<'a>(&self, others: &[&'a str]) -> Vec<String> {
+    pub(crate) fn serve(&self, others: &[&str]) -> Vec<String> {
         let mut arguments = vec![
             "--tls-cert".to_owned(),
             self.file("server-cert.pem"),
