@@ -169,7 +169,10 @@ fn introduce(options: &Options, server: &Server, listeners: &[Listener]) {
     let uri = listener.uri(first, tls);
     say(format_args!("\ntry, from another terminal:"));
     say(format_args!("  nbdinfo '{uri}'"));
-    say(format_args!("  qemu-img info '{uri}'"));
+    if !tls {
+        // It takes certificates in another way than by a URI.
+        say(format_args!("  qemu-img info '{uri}'"));
+    }
     if server.can.read_only {
         say(format_args!("  nbdcopy --progress '{uri}' disk.img"));
     } else {
