@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nbd_proto::flush::{Command, Decision, Op};
+use nbd_proto::session::Session;
 use nbd_proto::transmission::ReplyEncoder;
 use nbd_proto::wire::{CommandType, Errno, Request};
 
@@ -16,6 +17,7 @@ use super::execute::{Task, bytes_to_hold, execute, hole_reply};
 use super::payload::{Payload, Spare};
 use super::replies::Replies;
 use super::server::carry_out;
+use super::status;
 
 /// A batch is answered when its replies have this many bytes, and not only when the input is used
 /// up.
@@ -38,6 +40,7 @@ pub(crate) struct Batch<'c> {
     /// Begun, to be executed here.
     begun: Vec<(Op, Task)>,
     pub(crate) replies: Replies,
+    session: &'c Session,
     encoder: &'c ReplyEncoder,
     bytes: u64,
     /// Of what stands in the replies.
@@ -49,6 +52,7 @@ pub(crate) struct Batch<'c> {
 impl<'c> Batch<'c> {
     pub(crate) fn new(
         connection: &'c Arc<Connection>,
+        session: &'c Session,
         encoder: &'c ReplyEncoder,
         handle: &'c dyn Handle,
     ) -> Self {
@@ -59,6 +63,7 @@ impl<'c> Batch<'c> {
             tasks: Vec::new(),
             begun: Vec::new(),
             replies: Replies::new(),
+            session,
             encoder,
             bytes: 0,
             held: Held::default(),
@@ -129,7 +134,7 @@ impl<'c> Batch<'c> {
         }
         if !self.replies.is_empty() {
             let connection = self.connection;
-            if connection.stream.is_by_segment() {
+            if connection.channel.is_by_segment() {
                 self.replies.warm();
             }
             self.replies.send(|parts| connection.send(parts, None));
@@ -156,7 +161,7 @@ impl<'c> Batch<'c> {
                 .log
                 .line(|| format!("connection {}: {request:?}", self.connection.id));
             let command =
-                Command::new(request.kind, request.offset, request.length).with_fua(task.is_fua());
+                Command::new(request.kind, request.offset, task.affected).with_fua(task.is_fua());
             match coordinator.command(conn, command, task) {
                 Decision::Execute { op, tag } => self.begun.push((op, tag)),
                 Decision::Reply { tag, result } => {
@@ -183,6 +188,7 @@ impl<'c> Batch<'c> {
             let Some(result) = try_execute(
                 self.handle,
                 self.pace,
+                self.session,
                 self.encoder,
                 &op,
                 &mut task,
@@ -205,8 +211,11 @@ impl<'c> Batch<'c> {
             match coordinator.complete(op, task, result) {
                 Decision::Reply { tag: task, result } => {
                     self.held.add(task.held);
-                    // The reply to a read stands there already.
-                    if task.request.kind != CommandType::READ {
+                    // The reply to what finds something stands there already.
+                    if !matches!(
+                        task.request.kind,
+                        CommandType::READ | CommandType::BLOCK_STATUS
+                    ) {
                         self.replies.result(self.encoder, &task.request, result);
                     }
                     self.spare.keep(task.payload);
@@ -228,10 +237,12 @@ impl<'c> Batch<'c> {
     }
 }
 
-/// Executes a command if it does not have to wait for a device. A read leaves its reply.
+/// Executes a command if it does not have to wait for a device. What finds something leaves its
+/// reply.
 fn try_execute(
     handle: &dyn Handle,
     pace: Pace,
+    session: &Session,
     encoder: &ReplyEncoder,
     op: &Op,
     task: &mut Task,
@@ -253,6 +264,10 @@ fn try_execute(
             }
             let read = |buffer: &mut [u8]| handle.read(request.offset, buffer);
             Some(replies.read(encoder, request, read))
+        }
+        (Pace::Immediate, CommandType::BLOCK_STATUS) => {
+            let reply = status::reply(handle, session, task);
+            Some(replies.whole(encoder, request, reply))
         }
         (Pace::Immediate, _) => Some(execute(handle, task, op.fua())),
         (_, CommandType::READ) => replies.try_read(encoder, request, |buffer| {

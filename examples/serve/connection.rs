@@ -14,22 +14,24 @@ use std::time::{Duration, Instant};
 use nbd_proto::error::Refusal;
 use nbd_proto::flush::{Advertised, Conn};
 use nbd_proto::handshake::{Ask, Export, ExportAsk, ServerConfig};
-use nbd_proto::io::server_handshake;
+use nbd_proto::io::server_handshake_with_tls;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BlockSizes, Session};
 use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
-use nbd_proto::wire::{CommandType, Name, TransmissionFlags};
+use nbd_proto::wire::{CommandType, TransmissionFlags};
 use parking_lot::Mutex;
 
 use super::backend::Handle;
 use super::batch::Batch;
 use super::budget::Budget;
+use super::channel::Channel;
 use super::crew::Crew;
 use super::execute::Task;
 use super::input::Input;
 use super::log::warn;
 use super::server::{Server, carry_out};
-use super::stream::{Stream, Until};
+use super::status;
+use super::stream::Stream;
 
 /// How long a handshake may take, altogether. It is some messages back and forth, between programs.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -37,13 +39,14 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) server: Arc<Server>,
-    pub(crate) stream: Stream,
+    pub(crate) channel: Channel,
     pub(crate) budget: Budget,
     pub(crate) crew: Crew,
     pub(crate) conn: OnceLock<Conn>,
     advertised: OnceLock<Advertised>,
     /// Until the coordinator releases it.
     handle: Mutex<Option<Arc<dyn Handle>>>,
+    session: OnceLock<Session>,
     encoder: OnceLock<ReplyEncoder>,
     /// Only one thread writes replies at a time.
     writing: Mutex<()>,
@@ -59,12 +62,13 @@ impl Connection {
             crew: Crew::new(server.threads, &server.pools),
             budget: Budget::new(&server.memory),
             server,
-            stream,
+            channel: Channel::new(stream),
             sending: Since::default(),
             receiving: Since::default(),
             conn: OnceLock::new(),
             advertised: OnceLock::new(),
             handle: Mutex::new(None),
+            session: OnceLock::new(),
             encoder: OnceLock::new(),
             writing: Mutex::new(()),
             broken: AtomicBool::new(false),
@@ -81,13 +85,19 @@ impl Connection {
         self.encoder.get()
     }
 
+    /// What was negotiated; only used during transmission, too.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.session.get()
+    }
+
     /// Serves the client until it goes, or has to go.
     pub(crate) fn run(self: &Arc<Self>) {
         self.server.wait_for_turn(self.id);
         match self.shake_hands() {
             Ok(Some(session)) => {
                 self.server.log.line(|| self.greeted(&session));
-                if let Err(error) = self.serve(&session) {
+                let session = self.session.get_or_init(|| session);
+                if let Err(error) = self.serve(session) {
                     self.server
                         .log
                         .line(|| format!("connection {}: {error}", self.id));
@@ -118,8 +128,11 @@ impl Connection {
 
     fn greeted(&self, session: &Session) -> String {
         format!(
-            "connection {}: export {:?}, {:?} replies, {:?}",
+            "connection {}: {}export {:?}, {:?} replies, {:?}",
             self.id,
+            self.channel
+                .tls_protocol()
+                .map_or_else(String::new, |tls| format!("{tls:?}, ")),
             session.export(),
             session.reply_style(),
             session.flags()
@@ -127,16 +140,27 @@ impl Connection {
     }
 
     fn shake_hands(self: &Arc<Self>) -> io::Result<Option<Session>> {
-        let mut stream = Until::new(&self.stream, Instant::now() + HANDSHAKE);
-        let session = server_handshake(&mut stream, ServerConfig::new(), |ask| match ask {
-            Ask::List(ask) => {
-                let described = |name| (name, const { &Name::EMPTY });
-                ask.accept(self.server.exports.iter().map(described));
-            }
-            Ask::Export(ask) => self.offer(ask),
-            _ => {}
-        })?;
-        Ok(session)
+        let config = ServerConfig::new()
+            .with_meta_contexts(true)
+            .with_tls(self.server.tls.policy());
+        let stream = self.channel.until(Instant::now() + HANDSHAKE);
+
+        let shaken = server_handshake_with_tls(
+            stream,
+            config,
+            |stream| stream.start_tls(&self.server.tls),
+            |ask| match ask {
+                Ask::List(ask) if self.server.listed => {
+                    let described = |name| (name, &self.server.description);
+                    ask.accept(self.server.exports.iter().map(described));
+                }
+                Ask::List(ask) => ask.refuse(Refusal::Policy),
+                Ask::Export(ask) => self.offer(ask),
+                Ask::Contexts(ask) => status::answer(ask, &self.server.exports),
+                _ => {}
+            },
+        );
+        Ok(shaken.map(|(_, session)| session)?)
     }
 
     fn offer(self: &Arc<Self>, ask: ExportAsk<'_>) {
@@ -147,11 +171,11 @@ impl Connection {
             Ok(flags) => {
                 let storage = &self.server.can;
                 let size = self.server.storage.size();
-                let export = Export::new(ask.name().clone(), size, flags);
-                ask.accept(
-                    &export
-                        .with_block_sizes(block_sizes(storage.min_block, storage.preferred_block)),
-                );
+                let sizes = block_sizes(storage.min_block, storage.preferred_block);
+                let export = Export::new(ask.name().clone(), size, flags)
+                    .with_description(self.server.description.clone())
+                    .with_block_sizes(sizes);
+                ask.accept(&export);
             }
             Err(error) => {
                 warn(format_args!("cannot serve connection {}: {error}", self.id));
@@ -163,7 +187,7 @@ impl Connection {
     /// What the export can do on this connection. The first time, the backend handle is opened.
     fn flags(self: &Arc<Self>) -> io::Result<TransmissionFlags> {
         let can = &self.server.can;
-        let mut flags = TransmissionFlags::SEND_DF;
+        let mut flags = TransmissionFlags::SEND_DF | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
         flags.set(TransmissionFlags::READ_ONLY, can.read_only);
         flags.set(TransmissionFlags::SEND_TRIM, can.trim && !can.read_only);
         flags.set(
@@ -212,7 +236,7 @@ impl Connection {
         };
         let mut input = Input::new();
         let mut decoder = RequestDecoder::new(session, &Limits::new());
-        let mut batch = Batch::new(self, &encoder, &*handle);
+        let mut batch = Batch::new(self, session, &encoder, &*handle);
         loop {
             let mut rest = input.unread();
             let event = decoder.next(&mut rest).map_err(io::Error::other);
@@ -233,7 +257,7 @@ impl Connection {
                     if self.server.is_stopping() {
                         return Ok(());
                     }
-                    if input.fill(&self.stream)? == 0 {
+                    if input.fill(&self.channel)? == 0 {
                         return decoder.on_eof().map_err(io::Error::other);
                     }
                     continue;
@@ -259,8 +283,17 @@ impl Connection {
             let payload = input
                 .payload(&request, &mut decoder, self, &mut batch)
                 .inspect_err(|_| self.budget.give_back(held))?;
+            let affected = match status::affected(session, &request, &payload) {
+                Ok(affected) => affected,
+                Err(why) => {
+                    self.budget.give_back(held);
+                    batch.refuse(&request, why.errno(), &why.to_string());
+                    continue;
+                }
+            };
             batch.add(Task {
                 request,
+                affected,
                 payload,
                 held,
             })?;
@@ -276,7 +309,7 @@ impl Connection {
                 .log
                 .line(|| format!("connection {}: cannot reply: {error}", self.id));
             // The thread that reads need not wait for more, nor others for their turn to write.
-            self.stream.shutdown(Shutdown::Both);
+            self.channel.shutdown(Shutdown::Both);
         }
     }
 
@@ -294,8 +327,8 @@ impl Connection {
         }
         let _since = self.sending.now();
         match deadline {
-            None => write_all(&mut &self.stream, parts),
-            Some(deadline) => write_all(&mut Until::new(&self.stream, deadline), parts),
+            None => write_all(&mut &self.channel, parts),
+            Some(deadline) => write_all(&mut self.channel.until(deadline), parts),
         }
     }
 
@@ -313,7 +346,7 @@ impl Connection {
         if let Some(handle) = handle {
             self.server.close_handle(&*handle);
         }
-        self.stream.shutdown(Shutdown::Both);
+        self.channel.close();
         self.server.gone(self.id);
     }
 }

@@ -22,6 +22,7 @@ use super::execute::{Task, execute, hole_reply, to_errno};
 use super::payload::Payload;
 use super::pool::{Company, Pool};
 use super::server::carry_out;
+use super::status;
 
 /// How long a client may take for one reply when there is no thread left that could wait for it.
 const HURRY: Duration = Duration::from_secs(1);
@@ -70,13 +71,15 @@ enum Job {
     Close,
 }
 
-/// What a read has found.
+/// What a read or a block status has found.
 enum Data {
-    /// Nothing: it was not a read, or failed.
+    /// Nothing: it was neither, or failed.
     None,
     Bytes(Vec<u8>),
     /// Zeroes, and how to say so.
     Hole([Head; 2]),
+    /// The whole reply to a block status request.
+    Status(Vec<u8>),
 }
 
 pub(crate) struct Crew {
@@ -99,6 +102,7 @@ impl Crew {
     pub(crate) fn acknowledge(&self, connection: &Arc<Connection>, task: &Task) {
         let answer = Task {
             request: task.request,
+            affected: task.affected,
             payload: Payload::default(),
             held: Held::default(),
         };
@@ -229,6 +233,11 @@ fn run_command(connection: &Arc<Connection>, op: Op, mut task: Task) {
             };
             read.map(|read| data = read)
         }
+        Some(handle) if task.request.kind == CommandType::BLOCK_STATUS => {
+            let session = connection.session().ok_or(Errno::EIO);
+            let reply = session.and_then(|session| status::reply(&*handle, session, &task));
+            reply.map(|reply| data = Data::Status(reply))
+        }
         Some(handle) => execute(&*handle, &mut task, op.fua()),
         None => Err(Errno::EIO),
     };
@@ -299,6 +308,7 @@ fn write_reply(
         (Err(errno), _) => send([&encoder.fail(request, errno), &[]]),
         (Ok(()), Data::None) => send([&encoder.ok(request), &[]]),
         (Ok(()), Data::Hole([hole, done])) => send([hole, done]),
+        (Ok(()), Data::Status(reply)) => send([reply, &[]]),
         (Ok(()), Data::Bytes(bytes)) => match encoder.read(request) {
             Ok(head) => send([&head, bytes]),
             // What passed the check fits into one reply.

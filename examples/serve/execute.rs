@@ -8,11 +8,14 @@ use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
 use super::backend::{Content, Handle, Zeroing};
 use super::budget::Held;
 use super::payload::Payload;
+use super::status;
 
 /// A request that was checked, with its payload.
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) request: Request,
+    /// How many bytes of the export it is about.
+    pub(crate) affected: u64,
     pub(crate) payload: Payload,
     pub(crate) held: Held,
 }
@@ -27,11 +30,12 @@ impl Task {
 pub(crate) fn bytes_to_hold(request: &Request) -> u64 {
     match request.kind {
         CommandType::READ | CommandType::WRITE => request.length,
+        CommandType::BLOCK_STATUS => status::MOST_BYTES,
         _ => 0,
     }
 }
 
-/// Executes everything but reads, whose data goes elsewhere.
+/// Executes everything but what is answered with more than success: reads and block status.
 pub(crate) fn execute(handle: &dyn Handle, task: &mut Task, fua: bool) -> Result<(), Errno> {
     let Request {
         offset,
@@ -54,7 +58,7 @@ pub(crate) fn execute(handle: &dyn Handle, task: &mut Task, fua: bool) -> Result
             handle.write_zeroes(offset, length, how)
         }
         CommandType::CACHE => handle.cache(offset, length),
-        // Nothing else passes the check of a session without meta contexts.
+        // Nothing else passes the check of a session.
         _ => return Err(Errno::EINVAL),
     };
     result.map_err(|error| to_errno(&error))

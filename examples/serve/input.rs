@@ -6,9 +6,9 @@ use nbd_proto::transmission::RequestDecoder;
 use nbd_proto::wire::Request;
 
 use super::batch::Batch;
+use super::channel::Channel;
 use super::connection::Connection;
 use super::payload::Payload;
-use super::stream::Stream;
 
 /// Bytes taken from the socket at once. Payload beyond it is read straight to where it is needed.
 const INPUT: usize = 64 << 10;
@@ -45,8 +45,8 @@ impl Input {
     }
 
     /// Reads once; 0 at the end. Everything that was there has been taken.
-    pub(crate) fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
-        let mut stream = stream;
+    pub(crate) fn fill(&mut self, channel: &Channel) -> io::Result<usize> {
+        let mut stream = channel;
         self.start = 0;
         self.end = loop {
             match stream.read(&mut self.buffer[..self.appetite]) {
@@ -83,7 +83,7 @@ impl Input {
         // Waiting for more with answers in hand would keep the client waiting, too.
         batch.finish()?;
         let _since = connection.receiving.now();
-        let mut stream = &connection.stream;
+        let mut stream = &connection.channel;
         while decoder.payload_left() > 0 {
             let read = match stream.read(payload.space(total)?) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

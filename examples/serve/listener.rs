@@ -67,8 +67,9 @@ impl Listener {
         }
     }
 
-    /// The URI of an export that clients reach here.
-    pub(crate) fn uri(&self, export: &str) -> String {
+    /// The URI of an export that clients reach here, over TLS or not.
+    pub(crate) fn uri(&self, export: &str, tls: bool) -> String {
+        let scheme = if tls { "nbds" } else { "nbd" };
         let export = percent_encoding::utf8_percent_encode(export, PATH);
         match self {
             Self::Tcp(_, address) => {
@@ -84,14 +85,14 @@ impl Listener {
                     port => format!(":{port}"),
                 };
                 match export.to_string() {
-                    none if none.is_empty() => format!("nbd://{host}{port}"),
-                    export => format!("nbd://{host}{port}/{export}"),
+                    none if none.is_empty() => format!("{scheme}://{host}{port}"),
+                    export => format!("{scheme}://{host}{port}/{export}"),
                 }
             }
             Self::Unix(_, path) => {
                 let path = path.to_string_lossy();
                 let path = percent_encoding::utf8_percent_encode(&path, QUERY);
-                format!("nbd+unix:///{export}?socket={path}")
+                format!("{scheme}+unix:///{export}?socket={path}")
             }
         }
     }

@@ -11,6 +11,7 @@
 mod backend;
 mod batch;
 mod budget;
+mod channel;
 mod connection;
 mod crew;
 mod execute;
@@ -27,7 +28,9 @@ mod server;
 mod signals;
 #[path = "../shared/size.rs"]
 mod size;
+mod status;
 mod stream;
+mod tls;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -35,6 +38,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use nbd_proto::handshake::TlsPolicy;
 use nbd_proto::wire::Name;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -79,9 +83,12 @@ fn run(options: &Options) -> Result<()> {
     let settings = Settings {
         flush: options.flush.config(),
         exports,
+        description: options.export.description.clone().unwrap_or_default(),
+        listed: !options.export.no_list,
         read_only: options.export.read_only,
         threads: options.threads,
         most_connections: usize::try_from(options.max_connections).unwrap_or(usize::MAX),
+        tls: tls::Offer::load(&options.tls)?,
         log: Log::new(options.log),
     };
     let server = Server::new(storage, settings)?;
@@ -146,6 +153,11 @@ fn introduce(options: &Options, server: &Server, listeners: &[Listener]) {
         ""
     };
     say(format_args!("serving {size} {what}{cache}{read_only}"));
+    match server.tls.policy() {
+        TlsPolicy::None => {}
+        TlsPolicy::Selective => say(format_args!("with TLS for clients that want it")),
+        TlsPolicy::Forced => say(format_args!("with TLS only")),
+    }
     for listener in listeners {
         say(format_args!("listening on {}", listener.address()));
     }
@@ -153,16 +165,22 @@ fn introduce(options: &Options, server: &Server, listeners: &[Listener]) {
         return;
     };
     let first = server.exports.first().map_or("", Name::as_str);
-    let uri = listener.uri(first);
+    let tls = server.tls.policy() == TlsPolicy::Forced;
+    let uri = listener.uri(first, tls);
     say(format_args!("\ntry, from another terminal:"));
     say(format_args!("  nbdinfo '{uri}'"));
-    say(format_args!("  qemu-img info '{uri}'"));
+    if !tls {
+        // It takes certificates in another way than by a URI.
+        say(format_args!("  qemu-img info '{uri}'"));
+    }
     if server.can.read_only {
         say(format_args!("  nbdcopy --progress '{uri}' disk.img"));
     } else {
         say(format_args!("  nbdcopy --progress disk.img '{uri}'"));
     }
-    if let Listener::Tcp(_, address) = listener {
+    if let Listener::Tcp(_, address) = listener
+        && !tls
+    {
         let (ip, port) = (address.ip(), address.port());
         let name = match first {
             "" => String::new(),

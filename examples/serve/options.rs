@@ -26,6 +26,9 @@ pub(crate) struct Options {
     pub(crate) export: Export,
 
     #[command(flatten)]
+    pub(crate) tls: Tls,
+
+    #[command(flatten)]
     pub(crate) flush: Flush,
 
     #[command(flatten)]
@@ -68,7 +71,8 @@ pub(crate) struct Sockets {
     #[arg(long, global = true)]
     pub(crate) port: Option<u16>,
 
-    /// The address to listen on; the protocol has no passwords, so think before opening it up
+    /// The address to listen on; the protocol has no passwords, so think before opening
+    /// it up, or use --tls-client-ca with --tls-required
     #[arg(long, value_name = "ADDRESS", global = true)]
     pub(crate) bind: Option<IpAddr>,
 
@@ -89,9 +93,39 @@ pub(crate) struct Export {
     #[arg(long = "export", value_name = "NAME", global = true)]
     pub(crate) names: Vec<Name>,
 
+    /// What clients that list the exports, or ask about one, are told besides its name: for people
+    #[arg(long, value_name = "TEXT", global = true)]
+    pub(crate) description: Option<Name>,
+
+    /// Do not tell clients which exports there are; those that know a name can use it
+    #[arg(long, global = true)]
+    pub(crate) no_list: bool,
+
     /// Refuse everything that would modify the storage
     #[arg(long, global = true)]
     pub(crate) read_only: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TLS")]
+pub(crate) struct Tls {
+    /// The server's certificate, and after it those that lead to its authority, in PEM form. With
+    /// it and --tls-key, clients can use TLS
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of the certificate, in PEM form without a password
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Authorities, in PEM form: who comes with TLS has to have a certificate from one of them.
+    /// Who comes without TLS is served all the same, unless there is --tls-required
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+
+    /// Serve only clients that use TLS
+    #[arg(long, global = true)]
+    pub(crate) tls_required: bool,
 }
 
 #[derive(Debug, Args)]

@@ -100,6 +100,25 @@ impl Replies {
         }
     }
 
+    /// A reply that was put together elsewhere, or why it was not.
+    pub(crate) fn whole(
+        &mut self,
+        encoder: &ReplyEncoder,
+        request: &Request,
+        reply: Result<Vec<u8>, Errno>,
+    ) -> Result<(), Errno> {
+        match reply {
+            Ok(reply) => {
+                self.push(&reply);
+                Ok(())
+            }
+            Err(errno) => {
+                self.push(&encoder.fail(request, errno));
+                Err(errno)
+            }
+        }
+    }
+
     /// The reply to a read, whose data `read` puts in its place.
     pub(crate) fn read(
         &mut self,

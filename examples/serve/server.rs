@@ -22,6 +22,7 @@ use super::crew::Pools;
 use super::execute::{Task, to_errno};
 use super::log::{Log, Seldom};
 use super::stream::Stream;
+use super::tls::Offer;
 
 pub(crate) type Coordinator = FlushCoordinator<Arc<Connection>, (), Task>;
 
@@ -38,10 +39,15 @@ static FLUSH_FAILED: Seldom = Seldom::new();
 pub(crate) struct Settings {
     pub(crate) flush: Config,
     pub(crate) exports: Vec<Name>,
+    /// Of each of them; empty for none.
+    pub(crate) description: Name,
+    /// Whether clients may ask which there are.
+    pub(crate) listed: bool,
     pub(crate) read_only: bool,
     /// How many commands of one connection may wait at the same time.
     pub(crate) threads: u16,
     pub(crate) most_connections: usize,
+    pub(crate) tls: Offer,
     pub(crate) log: Log,
 }
 
@@ -54,10 +60,13 @@ pub(crate) struct Server {
     /// The same in the coordinator's words.
     pub(crate) backend: Abilities,
     pub(crate) exports: Vec<Name>,
+    pub(crate) description: Name,
+    pub(crate) listed: bool,
     pub(crate) threads: u16,
     pub(crate) pools: Pools,
     /// For the requests of all connections.
     pub(crate) memory: Arc<Memory>,
+    pub(crate) tls: Offer,
     pub(crate) log: Log,
     /// Why what was written may be lost: the first flush that failed.
     failed: Mutex<Option<io::Error>>,
@@ -90,9 +99,12 @@ impl Server {
             can,
             backend,
             exports: settings.exports,
+            description: settings.description,
+            listed: settings.listed,
             threads: settings.threads,
             pools: Pools::start().context("cannot start the threads that are needed")?,
             memory: Arc::default(),
+            tls: settings.tls,
             log: settings.log,
             failed: Mutex::new(None),
             most_connections: settings.most_connections,
@@ -151,7 +163,7 @@ impl Server {
                 "connection {} is ended: others need the memory that it holds",
                 connection.id
             ));
-            connection.stream.shutdown(Shutdown::Both);
+            connection.channel.shutdown(Shutdown::Both);
         }
     }
 
@@ -282,7 +294,7 @@ impl Server {
 
     fn for_each_stream(&self, how: Shutdown) {
         for connection in self.connections.lock().values() {
-            connection.stream.shutdown(how);
+            connection.channel.shutdown(how);
         }
     }
 }

@@ -37,8 +37,11 @@ mod programs;
 mod raw;
 mod server;
 mod settings;
+#[path = "../tls_support/mod.rs"]
+mod tls_support;
 
 // The subjects.
+mod allocation;
 mod bad_input;
 mod copy;
 mod copy_lies;
@@ -53,3 +56,4 @@ mod nbdinfo;
 mod qemu;
 mod serve_command;
 mod shutdown;
+mod tls;

@@ -15,6 +15,7 @@ use crate::process::{Process, SOON, peer, run};
 use crate::programs::example;
 use crate::raw::Raw;
 use crate::settings;
+use crate::tls_support::Authority;
 
 /// What `serve` keeps the data in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,6 +52,7 @@ pub(crate) struct Serve {
     track_dirty: Option<&'static str>,
     delays: Vec<(&'static str, u64)>,
     image: Option<PathBuf>,
+    tls: Vec<String>,
 }
 
 impl Serve {
@@ -65,6 +67,7 @@ impl Serve {
             track_dirty: None,
             delays: Vec::new(),
             image: None,
+            tls: Vec::new(),
         }
     }
 
@@ -104,6 +107,18 @@ impl Serve {
         self
     }
 
+    /// Offers TLS to clients with a certificate.
+    pub(crate) fn tls(mut self, authority: &Authority) -> Self {
+        self.tls.extend(authority.serve(&["--tls-client-ca"]));
+        self.tls.push(authority.file("ca-cert.pem"));
+        self
+    }
+
+    pub(crate) fn tls_required(mut self) -> Self {
+        self.tls.push("--tls-required".to_owned());
+        self
+    }
+
     /// Serves a file that exists already instead of an empty one of `size`.
     pub(crate) fn image(mut self, path: &Path) -> Self {
         self.image = Some(path.to_owned());
@@ -138,6 +153,7 @@ impl Serve {
         for name in &self.exports {
             command.args(["--export", name]);
         }
+        command.args(&self.tls);
         for (what, milliseconds) in &self.delays {
             command
                 .arg(format!("--delay-{what}"))
@@ -295,6 +311,13 @@ impl Server {
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        match &self.endpoint {
+            Endpoint::Tcp(address) => address.port(),
+            Endpoint::Unix(path) => panic!("{} has no port", path.display()),
+        }
     }
 
     pub(crate) fn uri(&self) -> String {

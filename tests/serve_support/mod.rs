@@ -3,6 +3,10 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+mod negotiated;
+
+pub(crate) use negotiated::Negotiated;
+
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -142,6 +146,13 @@ impl Serve {
 
     pub(crate) fn connect(&self) -> Client {
         Client::try_connect(self.address).unwrap()
+    }
+
+    /// A client that has what it wants, if the server has it.
+    pub(crate) fn negotiate(&self, wanted: Wanted) -> Negotiated<TcpStream> {
+        let mut stream = connect(self.address).unwrap();
+        let negotiated = client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap();
+        Negotiated::new(stream, negotiated.session)
     }
 
     /// Connects, but says nothing.

@@ -261,8 +261,9 @@ impl Handle for CachedHandle {
             // What was dirty then may be below by now, where it was not yet looked for.
             return Ok(anything(length, limit));
         }
-        state.contents.draw(offset, end, &mut map);
+        let end = state.contents.draw(offset, end, limit, &mut map);
         drop(state);
+        map.remove(end, offset + length);
         let extent = |run: Run<Content>| Extent {
             length: run.end - run.start,
             content: run.value,

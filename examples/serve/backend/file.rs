@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +35,7 @@ struct Shared {
     size: u64,
     read_only: bool,
     is_device: bool,
+    preferred_block: u32,
     kernel: kernel::Abilities,
     /// Something that should have become permanent may be lost.
     failed: AtomicBool,
@@ -58,7 +59,9 @@ impl FileBackend {
             )
         };
         // Asked before opening, which would wait for the other end of a pipe.
-        let is_device = is_device(&fs::metadata(path).map_err(fail)?).map_err(fail)?;
+        let metadata = fs::metadata(path).map_err(fail)?;
+        let is_device = is_device(&metadata).map_err(fail)?;
+        let preferred_block = preferred_block(metadata.blksize());
         let mut file = File::options()
             .read(true)
             .write(!read_only)
@@ -73,6 +76,7 @@ impl FileBackend {
                 size,
                 read_only,
                 is_device,
+                preferred_block,
                 kernel: kernel::Abilities::default(),
                 failed: AtomicBool::new(false),
                 #[cfg(test)]
@@ -108,6 +112,15 @@ fn is_device(metadata: &fs::Metadata) -> io::Result<bool> {
     ))
 }
 
+/// What the filesystem prefers, if that is something that clients can be told, and does not make
+/// them read much more than they need.
+fn preferred_block(blksize: u64) -> u32 {
+    match u32::try_from(blksize) {
+        Ok(size) if size.is_power_of_two() && (4096..=1 << 20).contains(&size) => size,
+        _ => 4096,
+    }
+}
+
 fn advice(kind: io::ErrorKind, read_only: bool) -> &'static str {
     match kind {
         io::ErrorKind::NotFound => "; create it with the size to be served, as by `truncate -s 1G`",
@@ -136,7 +149,7 @@ impl Backend for FileBackend {
             fast_zero: linux,
             cache: linux,
             min_block: 1,
-            preferred_block: 4096,
+            preferred_block: self.shared.preferred_block,
         }
     }
 

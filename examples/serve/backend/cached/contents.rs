@@ -18,6 +18,9 @@ const BLOCK_COST: usize = BLOCK + size_of::<Block>() + 32;
 /// A range in the map, with the map's own bookkeeping.
 const RANGE_COST: usize = 64;
 
+/// The fewest dirty ranges that are looked at for extents.
+const LEAST_DRAWN: usize = 64;
+
 /// Cached blocks, and what of them (and beyond them) was modified.
 ///
 /// Invariants: each byte that is dirty as [`New::Bytes`] has its block; a complete block holds this
@@ -373,17 +376,40 @@ impl Contents {
         })
     }
 
-    /// Draws what is cached over what is known of the lower backend.
-    pub(super) fn draw(&self, start: u64, end: u64, map: &mut RangeMap<Content>) {
+    /// Draws what is cached over what is known of the lower backend, up to an end that it returns:
+    /// not so far that it takes much longer than is worth it for `extents` extents.
+    pub(super) fn draw(
+        &self,
+        start: u64,
+        end: u64,
+        extents: usize,
+        map: &mut RangeMap<Content>,
+    ) -> u64 {
         if start >= end {
-            return;
+            return end;
         }
+        // Runs that were dirtied differently may be one extent: some more than are wanted.
+        let most = extents.saturating_mul(4).max(LEAST_DRAWN);
+        let beyond = self.dirty.overlapping(start, end).nth(most);
+        let end = beyond.map_or(end, |run| run.start);
         let unit = BLOCK as u64;
-        for (&index, block) in &self.blocks {
+        let mut draw_block = |index: u64, block: &Block| {
             let block_start = index * unit;
             let block_end = block_start + block.data.len() as u64;
             if block.complete && block_start < end && block_end > start {
                 map.insert(block_start.max(start), block_end.min(end), Content::Data);
+            }
+        };
+        let range = start / unit..end.div_ceil(unit);
+        if range.end - range.start > self.blocks.len() as u64 {
+            self.blocks
+                .iter()
+                .for_each(|(&index, block)| draw_block(index, block));
+        } else {
+            for index in range {
+                if let Some(block) = self.blocks.get(&index) {
+                    draw_block(index, block);
+                }
             }
         }
         for run in self.dirty.overlapping(start, end) {
@@ -394,6 +420,7 @@ impl Contents {
             };
             map.insert(run.start, run.end, content);
         }
+        end
     }
 }
 

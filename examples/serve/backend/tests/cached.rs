@@ -414,6 +414,44 @@ fn zeroes_of_any_length_are_a_range_until_they_are_flushed() {
 }
 
 #[test]
+fn no_more_is_looked_at_for_extents_than_they_are_worth() {
+    let (_, handle) = over_probe(LIMIT);
+    const PIECES: u64 = 2000;
+    for at in (0..PIECES).step_by(2) {
+        handle.write(at * 512, &[1; 512], false).expect("write");
+        let zero = handle.write_zeroes((at + 1) * 512, 512, Zeroing::default());
+        zero.expect("zero");
+    }
+    for limit in [1, 10, 100] {
+        let extents = handle.extents(0, SIZE, limit).expect("extents");
+        assert_eq!(extents.len(), limit);
+        for (extent, at) in extents.iter().zip(0..) {
+            let expected = if at % 2 == 0 {
+                Content::Data
+            } else {
+                Content::Zero
+            };
+            assert_eq!((extent.length, extent.content), (512, expected), "{at}");
+        }
+    }
+    // Zeroes of two kinds are one extent; it is told as far as it was looked for.
+    for at in 0..PIECES {
+        let how = Zeroing {
+            may_trim: at % 2 == 0,
+            ..Zeroing::default()
+        };
+        handle.write_zeroes(at * 512, 512, how).expect("zero");
+    }
+    let [first] = handle.extents(0, SIZE, 1).expect("extents")[..] else {
+        panic!("one is wanted");
+    };
+    assert_eq!(first.content, Content::Zero);
+    assert!(first.length < PIECES * 512 / 2, "{first:?}");
+    let rest = handle.extents(first.length, SIZE - first.length, 1);
+    assert_eq!(rest.expect("extents")[0].content, Content::Zero);
+}
+
+#[test]
 fn extents_are_those_of_the_handles_own_view() {
     let [a, _, lower] = two_over_memory();
     lower.write(0, &[1; 65536], false).expect("write");
