@@ -4,8 +4,10 @@
 #![cfg(unix)]
 
 mod info_support;
-#[allow(dead_code, reason = "only the start of a server is used")]
 mod serve_support;
+
+use std::sync::mpsc;
+use std::time::Duration;
 
 use info_support::{Offer, Server, assert_line, info, name, start, start_with_memory};
 use nbd_proto::handshake::{Context, Export};
@@ -322,6 +324,20 @@ fn only_the_context_that_was_asked_for_is_shown() {
     assert_line(&text, "0  1048576", "dirty");
     let uri = server.uri();
     info(["--map=qemu:dirty-bitmap:c", &uri]).failed_with(&["no meta context qemu:dirty-bitmap:c"]);
+}
+
+#[test]
+fn the_timeout_is_for_each_answer_and_not_for_the_map() {
+    let server = Server::new(Offer::new(MIB), |peer| {
+        let (_test, never) = mpsc::channel::<()>();
+        while let Some(request) = peer.next_request() {
+            let _ = never.recv_timeout(Duration::from_millis(400));
+            peer.status(&request, 0, true, &[(1 << 18, 0)]);
+        }
+    });
+    let ended = info(["--map", "--json", "--timeout", "1", &server.uri()]);
+    assert!(ended.took > Duration::from_secs(1));
+    assert_eq!(ended.json()[0]["length"], MIB);
 }
 
 #[test]

@@ -51,12 +51,32 @@ pub(crate) fn map(place: &Place<'_>, wish: &Wish<'_>, remark: impl Fn(&str)) -> 
     }
     let mut lines = Lines::new(wish, size, Progress::new(end));
     let mut merge = Merge::default();
-    let mut taken = 0_u64;
     lines.begin();
+    let end = take_all(&mut status, wish, &mut merge, &mut lines);
+    if let Some(last) = merge.finish() {
+        lines.push(last)?;
+    }
+    if end.is_err() {
+        // What is known is shown, and then why it ends there. If that fails, the first reason is
+        // the better story.
+        let _ = lines.write();
+        return end;
+    }
+    status.close();
+    lines.finish()
+}
+
+fn take_all(
+    status: &mut BlockStatus<'_, '_>,
+    wish: &Wish<'_>,
+    merge: &mut Merge,
+    lines: &mut Lines,
+) -> Result<()> {
+    let mut taken = 0_u64;
     loop {
         let found = status.next()?;
         if found.is_empty() {
-            break;
+            return Ok(());
         }
         taken = taken.saturating_add(found.len() as u64);
         for extent in found.iter().filter_map(|&extent| merge.push(extent)) {
@@ -64,18 +84,14 @@ pub(crate) fn map(place: &Place<'_>, wish: &Wish<'_>, remark: impl Fn(&str)) -> 
         }
         ensure!(
             taken <= wish.max_extents,
-            "{}: more than {} extents up to offset {} of {size}; to go on, raise --max-extents",
-            place.uri,
+            "{}: more than {} extents up to offset {} of {}; to go on, raise --max-extents",
+            status.uri(),
             wish.max_extents,
             status.position(),
+            status.session().size(),
         );
         lines.progress.set(status.position());
     }
-    status.close();
-    if let Some(last) = merge.finish() {
-        lines.push(last)?;
-    }
-    lines.finish()
 }
 
 struct Lines {

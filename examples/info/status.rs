@@ -12,6 +12,7 @@ use nbd_proto::wire::{Cookie, Errno, Name, Request};
 use super::extents::Extent;
 use super::facts::leave;
 use super::link::{Place, Wire, set_patience};
+use super::shared::uri::NbdUri;
 
 const INPUT: usize = 64 << 10;
 
@@ -85,6 +86,10 @@ impl<'p, 'a> BlockStatus<'p, 'a> {
 
     pub(crate) const fn session(&self) -> &Session {
         &self.negotiated.session
+    }
+
+    pub(crate) const fn uri(&self) -> &NbdUri {
+        &self.place.uri
     }
 
     /// Up to where the status can be asked for: the size, but for a part of a block at the end.
