@@ -70,7 +70,7 @@ impl Meaning {
             (Self::Allocation, 3) => "hole,zero",
             (Self::DirtyBitmap, 0) => "clean",
             (Self::DirtyBitmap, 1) => "dirty",
-            (Self::AllocationDepth, 0) => "unallocated",
+            (Self::AllocationDepth, 0) => "absent",
             (Self::AllocationDepth, 1) => "local",
             (Self::AllocationDepth, depth) => return Some(format!("backing depth {depth}")),
             _ => return None,
@@ -92,7 +92,7 @@ impl Meaning {
         match self {
             Self::Allocation => ("data", "hole or zeroes"),
             Self::DirtyBitmap => ("dirty", "clean"),
-            Self::AllocationDepth => ("allocated", "unallocated"),
+            Self::AllocationDepth => ("allocated", "absent"),
             Self::Unknown => ("flags set", "no flags"),
         }
     }
