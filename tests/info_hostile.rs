@@ -488,6 +488,38 @@ fn relay(client: TcpStream, server: TcpStream) {
 }
 
 #[test]
+fn contexts_without_end_or_without_answer_leave_all_else() {
+    for endless in [true, false] {
+        let server = haggling(move |stream, option, _| {
+            let mut out = Vec::new();
+            match option {
+                OptionCode::GO | OptionCode::INFO => {
+                    let flags = TransmissionFlags::HAS_FLAGS;
+                    OptionReply::Info(Info::Export { size: SIZE, flags }).encode(option, &mut out);
+                    OptionReply::Ack.encode(option, &mut out);
+                }
+                OptionCode::STRUCTURED_REPLY => OptionReply::Ack.encode(option, &mut out),
+                OptionCode::LIST_META_CONTEXT if endless => {
+                    let name = name(&format!("x:{}", "y".repeat(4000)));
+                    OptionReply::MetaContext { id: 0, name }.encode(option, &mut out);
+                    loop {
+                        stream.write_all(&out)?;
+                    }
+                }
+                OptionCode::LIST_META_CONTEXT => {}
+                _ => out = refuse(option),
+            }
+            stream.write_all(&out)
+        });
+        let json = info(["--json", "--timeout", "2", &server.uri()]).json();
+        let export = &json["exports"][0];
+        assert_eq!(export["export-size"], SIZE);
+        let why = export["contexts-error"].as_str().unwrap();
+        assert_eq!(why.contains("within 2 s"), !endless, "{why}");
+    }
+}
+
+#[test]
 fn exports_that_cannot_be_had_are_told_of_and_the_others_are_shown() {
     // Listed, but refused: they want TLS.
     let bad = |text| Export::new(name(text), 1, TransmissionFlags::empty()).with_tls_required(true);
