@@ -65,6 +65,7 @@ fn rich() -> Offer {
             export.flags = TransmissionFlags::SEND_FLUSH
                 | TransmissionFlags::SEND_DF
                 | TransmissionFlags::ROTATIONAL
+                | TransmissionFlags::BLOCK_STATUS_PAYLOAD
                 | TransmissionFlags::CAN_MULTI_CONN;
             export
         })
@@ -99,8 +100,8 @@ fn everything_that_was_told_is_in_the_json() {
             "can_df": true,
             "can_cache": false,
             "can_multi_conn": true,
-            "can_block_status_payload": false,
-            "transmission-flags": 0x195,
+            "can_block_status_payload": true,
+            "transmission-flags": 0x1195,
             "contexts": ["base:allocation", "x:y"],
             "odd": [{
                 "kind": "advice",
@@ -158,7 +159,7 @@ fn abilities_are_answered_by_the_exit_status() {
         ("--can", "df", true),
         ("--can", "cache", false),
         ("--can", "multi-conn", true),
-        ("--can", "block-status-payload", false),
+        ("--can", "block-status-payload", true),
         ("--is", "tls", false),
         ("--has", "structured-reply", true),
         ("--has", "extended-headers", true),

@@ -11,6 +11,9 @@ use nbd_proto::wire::{GreetingStyle, HandshakeFlags, Name, Request, Transmission
 use super::link::{Place, Wire};
 use super::options::Ability;
 
+/// The context that most servers have.
+const ALLOCATION: &str = "base:allocation";
+
 /// How the server talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Protocol {
@@ -73,6 +76,8 @@ pub(crate) fn learn(place: &Place<'_>) -> Result<Facts> {
 /// Gets into transmission, and out again.
 pub(crate) fn negotiate(place: &Place<'_>) -> Result<Negotiated> {
     let wanted = Wanted::new(place.uri.export.clone())
+        // Some abilities are announced only to clients that select a context.
+        .with_contexts(Name::new(ALLOCATION).ok())
         .with_name(true)
         .with_description(true);
     let (mut wire, negotiated) = place.enter(wanted)?;
@@ -110,11 +115,12 @@ impl Facts {
 
     /// What is odd about what the server announces.
     pub(crate) fn lints(&self) -> Vec<Lint> {
+        // Which context was selected is our choice: what the protocol wants of flags where none is
+        // is no fault of a server that has others.
+        let listed = matches!(&self.contexts, Contexts::Listed(names) if !names.is_empty());
+        let selected = !self.negotiated.session.contexts().is_empty();
         let announcement = self.negotiated.announcement();
-        // Which contexts are selected is our choice: what the protocol wants of flags where none
-        // are is no fault of a server that has some.
-        let has_contexts = matches!(&self.contexts, Contexts::Listed(names) if !names.is_empty());
-        announcement.with_contexts(has_contexts).lints()
+        announcement.with_contexts(listed || selected).lints()
     }
 }
 
