@@ -6,4 +6,6 @@
 pub(crate) mod connection;
 pub(crate) mod signals;
 pub(crate) mod stream;
+#[allow(dead_code, reason = "not every program has TLS")]
+pub(crate) mod tls;
 pub(crate) mod uri;

@@ -228,12 +228,12 @@ impl Write for Stream {
 /// A stream that waits, but not for ever: for what comes before transmission, which goes back and
 /// forth.
 #[derive(Debug)]
-pub(crate) struct Patient<'a> {
-    pub(crate) stream: &'a mut Stream,
+pub(crate) struct Patient<'a, S> {
+    pub(crate) stream: S,
     pub(crate) patience: Patience<'a>,
 }
 
-impl Read for Patient<'_> {
+impl<S: AsFd + Read> Read for Patient<'_, S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             // Before the read, so that a server that sends a byte now and then cannot keep us for
@@ -247,7 +247,7 @@ impl Read for Patient<'_> {
     }
 }
 
-impl Write for Patient<'_> {
+impl<S: AsFd + Write> Write for Patient<'_, S> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         loop {
             self.patience.wait(self.stream.as_fd(), PollFlags::OUT)?;

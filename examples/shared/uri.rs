@@ -5,14 +5,25 @@
 //! resolve `..` and drop tabs, which is right for paths, but an export name is free text and no
 //! path. For the same reason a `+` in a query is a plus.
 
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use nbd_proto::wire::{BadString, Name};
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use url::Host;
 
 /// The port that IANA assigned to NBD.
 pub(crate) const DEFAULT_PORT: u16 = 10809;
+
+/// What cannot stand in the name of an export as it is; a slash can.
+const RESERVED: AsciiSet = NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
 
 /// Where a server is, and which of its exports is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +32,36 @@ pub(crate) struct NbdUri {
     text: String,
     /// Whether the connection has to be encrypted.
     pub(crate) tls: bool,
+    /// What is said about the encryption; nothing, where there is none.
+    pub(crate) tls_parameters: TlsParameters,
     pub(crate) transport: Transport,
     pub(crate) export: Name,
+}
+
+/// The parameters about TLS ("NBD URI query parameters related to TLS"), and libnbd's
+/// `tls-certificates`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TlsParameters {
+    /// `tls-type`: how the two sides prove who they are.
+    pub(crate) kind: Option<TlsKind>,
+    /// `tls-hostname`: the name to be found in the server's certificate.
+    pub(crate) hostname: Option<String>,
+    /// `tls-verify-peer`: whether it matters who the server is.
+    pub(crate) verify_peer: Option<bool>,
+    /// `tls-certificates`: a directory with `ca-cert.pem`, `client-cert.pem` and
+    /// `client-key.pem`.
+    pub(crate) certificates: Option<PathBuf>,
+}
+
+/// How the two sides of a TLS connection prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsKind {
+    /// Not at all.
+    Anonymous,
+    /// By certificates.
+    X509,
+    /// By a key that both know.
+    PreShared,
 }
 
 /// The way to a server.
@@ -64,8 +103,8 @@ pub(crate) enum BadUri {
     Unknown(String),
     #[error("the parameter {name:?} cannot be {value:?}")]
     Value { name: String, value: String },
-    #[error("the parameter {0:?} is about TLS, which is not supported by this program yet")]
-    Tls(String),
+    #[error("the parameter {0:?} is about TLS: write nbds:// or nbds+unix://, which mean TLS")]
+    WithoutTls(String),
     #[error("a socket is missing: add ?socket=PATH")]
     NoSocket,
     #[error("the parameter \"socket\" is for nbd+unix:// and nbds+unix://")]
@@ -110,7 +149,7 @@ impl NbdUri {
             Some((authority, path)) => (authority, path),
             None => (rest, ""),
         };
-        let parameters = Parameters::parse(query)?;
+        let parameters = Parameters::parse(query, tls)?;
         let transport = match (is_unix, parameters.socket) {
             (false, None) => parse_authority(authority)?,
             (false, Some(_)) => return Err(BadUri::SocketWithoutUnix),
@@ -123,9 +162,34 @@ impl NbdUri {
         Ok(Self {
             text: text.to_owned(),
             tls,
+            tls_parameters: parameters.tls,
             transport,
             export: parse_export(path)?,
         })
+    }
+
+    /// The same server, another export.
+    #[allow(dead_code, reason = "for programs that list exports")]
+    pub(crate) fn with_export(&self, export: Name) -> Self {
+        let (place, query) = match self.text.split_once('?') {
+            Some((place, query)) => (place, Some(query)),
+            None => (self.text.as_str(), None),
+        };
+        let authority = place.find("://").map_or(0, |at| at + 3);
+        let path = place.get(authority..).and_then(|rest| rest.find('/'));
+        let end = path.map_or(place.len(), |at| authority + at);
+        let mut text = place.get(..end).unwrap_or(place).to_owned();
+        text.push('/');
+        text.extend(utf8_percent_encode(export.as_str(), &RESERVED));
+        if let Some(query) = query {
+            text.push('?');
+            text.push_str(query);
+        }
+        Self {
+            text,
+            export,
+            ..self.clone()
+        }
     }
 }
 
@@ -219,49 +283,83 @@ fn parse_export(path: &str) -> Result<Name, BadUri> {
 #[derive(Debug, Default)]
 struct Parameters {
     socket: Option<Vec<u8>>,
+    tls: TlsParameters,
 }
 
 impl Parameters {
-    fn parse(query: &str) -> Result<Self, BadUri> {
+    fn parse(query: &str, tls: bool) -> Result<Self, BadUri> {
         let mut parameters = Self::default();
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
-            parameters.take(name, percent_decode_str(value).collect())?;
+            let value: Vec<u8> = percent_decode_str(value).collect();
+            if name == "socket" {
+                parameters.take_socket(name, value)?;
+            } else {
+                parameters.take_tls(&name, value)?;
+                // To ignore it would be to connect with less than what was asked for.
+                if !tls {
+                    return Err(BadUri::WithoutTls(name));
+                }
+            }
         }
         Ok(parameters)
     }
 
-    fn take(&mut self, name: String, value: Vec<u8>) -> Result<(), BadUri> {
-        match name.as_str() {
-            "socket" if self.socket.is_some() => Err(BadUri::Twice(name)),
-            "socket" => {
-                // Only the first byte can be NUL: then it is an abstract name.
-                let rest = value.get(1..).ok_or(BadUri::SocketName)?;
-                if rest.contains(&0) || value == [0] {
-                    return Err(BadUri::SocketName);
-                }
-                self.socket = Some(value);
-                Ok(())
+    fn take_socket(&mut self, name: String, value: Vec<u8>) -> Result<(), BadUri> {
+        // Only the first byte can be NUL: then it is an abstract name.
+        let rest = value.get(1..).ok_or(BadUri::SocketName)?;
+        if rest.contains(&0) || value == [0] {
+            return Err(BadUri::SocketName);
+        }
+        set(&mut self.socket, &name, value)
+    }
+
+    fn take_tls(&mut self, name: &str, value: Vec<u8>) -> Result<(), BadUri> {
+        let bad = |value: &[u8]| BadUri::Value {
+            name: name.to_owned(),
+            value: String::from_utf8_lossy(value).into_owned(),
+        };
+        let tls = &mut self.tls;
+        match name {
+            "tls-type" => {
+                let kind = match &value[..] {
+                    b"anon" => TlsKind::Anonymous,
+                    b"x509" => TlsKind::X509,
+                    b"psk" => TlsKind::PreShared,
+                    other => return Err(bad(other)),
+                };
+                set(&mut tls.kind, name, kind)
             }
-            // To ignore them would be to connect with less than what was asked for.
-            "tls-type" | "tls-hostname" | "tls-verify-peer" => check_tls(name, &value),
-            _ => Err(BadUri::Unknown(name)),
+            "tls-verify-peer" => match &value[..] {
+                b"0" => set(&mut tls.verify_peer, name, false),
+                b"1" => set(&mut tls.verify_peer, name, true),
+                other => Err(bad(other)),
+            },
+            "tls-hostname" => match String::from_utf8(value) {
+                Ok(host) if !host.is_empty() => set(&mut tls.hostname, name, host),
+                Ok(host) => Err(bad(host.as_bytes())),
+                Err(error) => Err(bad(error.as_bytes())),
+            },
+            "tls-certificates" if value.is_empty() || value.contains(&0) => Err(bad(&value)),
+            "tls-certificates" => {
+                let path = OsString::from_vec(value).into();
+                set(&mut tls.certificates, name, path)
+            }
+            _ => Err(BadUri::Unknown(name.to_owned())),
         }
     }
 }
 
-fn check_tls(name: String, value: &[u8]) -> Result<(), BadUri> {
-    let fits = match name.as_str() {
-        "tls-type" => matches!(value, b"anon" | b"x509" | b"psk"),
-        "tls-verify-peer" => matches!(value, b"0" | b"1"),
-        _ => !value.is_empty(),
-    };
-    if fits {
-        return Err(BadUri::Tls(name));
+/// Takes a parameter that can be given once.
+fn set<T>(parameter: &mut Option<T>, name: &str, value: T) -> Result<(), BadUri> {
+    match parameter {
+        Some(_) => Err(BadUri::Twice(name.to_owned())),
+        None => {
+            *parameter = Some(value);
+            Ok(())
+        }
     }
-    let value = String::from_utf8_lossy(value).into_owned();
-    Err(BadUri::Value { name, value })
 }
 
 #[cfg(test)]

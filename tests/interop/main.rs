@@ -1,4 +1,4 @@
-//! Real NBD programs against `examples/serve` and `examples/copy`.
+//! Real NBD programs against `examples/serve`, `examples/copy` and `examples/info`.
 //!
 //! Every test starts its own server, on a port or a socket that nobody else has, and stops what
 //! it started. A program that is not installed is a failure, with the name of its Debian package:
@@ -48,6 +48,7 @@ mod copy_lies;
 mod durability;
 mod fio;
 mod flush_hazards;
+mod info;
 mod libnbd;
 mod live;
 mod nbd_client;

@@ -12,9 +12,11 @@ use crate::settings;
 pub(crate) fn example(name: &'static str) -> &'static Path {
     static SERVE: LazyLock<PathBuf> = LazyLock::new(|| build("serve"));
     static COPY: LazyLock<PathBuf> = LazyLock::new(|| build("copy"));
+    static INFO: LazyLock<PathBuf> = LazyLock::new(|| build("info"));
     match name {
         "serve" => &SERVE,
         "copy" => &COPY,
+        "info" => &INFO,
         _ => panic!("no example is called {name}"),
     }
 }

@@ -281,10 +281,16 @@ impl Server {
 
     /// Starts qemu-nbd on an image.
     pub(crate) fn qemu_nbd(format: &str, image: &Path) -> Self {
+        Self::qemu_nbd_with(&[], format, image)
+    }
+
+    /// Starts qemu-nbd on an image, with more options.
+    pub(crate) fn qemu_nbd_with(options: &[&str], format: &str, image: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let mut command = peer("qemu-nbd");
         command.args(["--persistent", "--shared=8", "--format", format]);
+        command.args(options);
         command.arg("--socket").arg(&socket).arg(image);
         Self::ready(Process::start(&mut command), socket, None, dir)
     }

@@ -147,13 +147,65 @@ fn tls_parameters_are_never_ignored() {
         ("tls-type=none", false),
         ("tls-hostname=h", true),
         ("tls-hostname=", false),
+        ("tls-hostname=%ff", false),
         ("tls-verify-peer=0", true),
         ("tls-verify-peer=1", true),
         ("tls-verify-peer=yes", false),
+        ("tls-certificates=%2fpki", true),
+        ("tls-certificates=", false),
+        ("tls-certificates=%00", false),
     ] {
-        let found = why(&format!("nbds://h/?{parameter}"));
-        assert_eq!(matches!(found, BadUri::Tls(_)), fits, "{parameter}");
-        assert_eq!(matches!(found, BadUri::Value { .. }), !fits, "{parameter}");
+        let parsed = NbdUri::parse(&format!("nbds://h/?{parameter}"));
+        assert_eq!(parsed.is_ok(), fits, "{parameter}");
+        if fits {
+            assert_ne!(parsed.unwrap().tls_parameters, TlsParameters::default());
+            let twice = why(&format!("nbds://h/?{parameter}&{parameter}"));
+            assert!(matches!(twice, BadUri::Twice(_)), "{parameter}");
+            // Without TLS they would be in vain.
+            let plain = why(&format!("nbd://h/?{parameter}"));
+            assert!(matches!(plain, BadUri::WithoutTls(_)), "{parameter}");
+        } else {
+            let found = parsed.unwrap_err();
+            assert!(matches!(found, BadUri::Value { .. }), "{parameter}");
+        }
+    }
+}
+
+#[test]
+fn tls_parameters_are_taken_as_they_are_written() {
+    let uri = "nbds+unix:///x?socket=s&tls-type=x509&tls-hostname=h.example&tls-verify-peer=0\
+               &tls-certificates=%2Fetc/pki";
+    let expected = TlsParameters {
+        kind: Some(TlsKind::X509),
+        hostname: Some("h.example".to_owned()),
+        verify_peer: Some(false),
+        certificates: Some("/etc/pki".into()),
+    };
+    assert_eq!(NbdUri::parse(uri).unwrap().tls_parameters, expected);
+}
+
+#[test]
+fn another_export_of_the_same_server_has_a_uri_that_means_it() {
+    for (uri, name, expected) in [
+        ("nbd://h", "disk", "nbd://h/disk"),
+        ("nbd://h/", "", "nbd://h/"),
+        ("nbd://h:1/old/name", "new/name", "nbd://h:1/new/name"),
+        (
+            "nbds://[::1]/x?tls-type=x509",
+            "a?b#c%",
+            "nbds://[::1]/a%3Fb%23c%25?tls-type=x509",
+        ),
+        (
+            "nbd+unix:///x?socket=/a/b",
+            "größer ja",
+            "nbd+unix:///gr%C3%B6%C3%9Fer%20ja?socket=/a/b",
+        ),
+    ] {
+        let name = Name::new(name).unwrap();
+        let parsed = NbdUri::parse(uri).unwrap().with_export(name.clone());
+        assert_eq!(parsed.to_string(), expected);
+        assert_eq!(NbdUri::parse(expected).unwrap(), parsed);
+        assert_eq!(parsed.export, name);
     }
 }
 
