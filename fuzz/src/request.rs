@@ -349,7 +349,7 @@ fn check_status_answer(session: &Session, request: &Request, query: Option<&Stat
         let extents = (0..20).map(|_| {
             turns = turns.rotate_left(7).wrapping_add(id.into());
             Extent {
-                length: (turns % 64 + 1) * minimum + u64::from(turns % 61 == 0),
+                length: (turns % 64 + 1) * minimum + u64::from(turns.is_multiple_of(61)),
                 flags: turns >> 8 & 1,
             }
         });

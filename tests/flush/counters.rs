@@ -98,6 +98,25 @@ fn a_skipped_flush_a_joined_one_and_a_round_are_told_apart() {
 }
 
 #[test]
+fn flushes_that_wait_for_the_same_next_round_share_it() {
+    let mut world = emulating(2);
+    world.write(0, 0, 1);
+    world.settle();
+    world.flush(0);
+    world.poll();
+    // What completes now is not covered by the round that runs.
+    let write = world.write(1, 1, 1);
+    world.finish(world.executing(write), Ok(()));
+    for _ in 0..3 {
+        world.flush(1);
+    }
+    let counters = world.coordinator.counters();
+    assert_eq!((counters.flushes, counters.joined), (4, 2));
+    world.settle();
+    assert_eq!(world.coordinator.counters().rounds, 2);
+}
+
+#[test]
 fn a_flush_covers_as_many_modifications_as_had_completed_when_it_started() {
     let config = Config::new().with_mode(Mode::Emulate);
     let mut world = World::with_connections(config, caching().with_self_coherent(true), 1);

@@ -184,6 +184,25 @@ fn a_command_whose_action_was_not_taken_is_cancelled_too() {
 }
 
 #[test]
+fn nobody_waits_for_a_write_that_was_cancelled_before_it_began() {
+    let mut world = world(Config::new(), caching());
+    // So that the connection stays for a while.
+    let hangs = world.read(0, 7, 1);
+    let first = world.write(1, 0, 1);
+    world.write(0, 0, 1);
+    finish(&mut world, first);
+    world.poll();
+    world.finish_flush(0, None);
+    world.revoke(0);
+    world.poll();
+    let retry = world.write(1, 0, 1);
+    assert!(is_executing(&world, retry));
+    assert!(is_executing(&world, hangs));
+    world.settle();
+    world.check_all_answered();
+}
+
+#[test]
 fn a_revoked_connection_accepts_no_more_commands() {
     let mut world = world(Config::new(), caching());
     world.write(0, 0, 1);
