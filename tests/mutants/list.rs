@@ -407,11 +407,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 find: "        if round.step == Step::WriteOut && path == Path::Emulate && !failed {\n",
                 replace: "        let (start, failed) = (round.start, round.failed.is_some());
         if round.step == Step::WriteOut && path == Path::Emulate && !failed {
-            let dirty = self.groups.get(group_key).map(|group| group.list(List::Dirty));
-            let mut dirty = dirty.unwrap_or_default().iter().copied();
-            let next = dirty.find(|&key| {
+            let group = self.groups.get(group_key);
+            let dirty = group.map(|group| group.listed(List::Dirty, &self.members));
+            let next = dirty.into_iter().flatten().find(|&key| {
                 let member = self.members.get(key);
-                self.is_uncovered(key) && member.is_some_and(|it| it.visited < start)
+                self.is_uncovered(key) && member.is_some_and(|it| it.covered < start)
             });
             if let Some(next) = next {
                 return self.visit(group_key, &[next], |this, key| {
@@ -900,7 +900,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: FUA,
             find: "&& generation <= until",
-            replace: "&& generation <= until.max(u64::MAX)",
+            replace: "&& generation <= until.max(generation)",
         }],
         caught_by: &["failures::fua_that_begins_after_a_failure_may_succeed"],
     },
