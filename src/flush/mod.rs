@@ -53,8 +53,9 @@
 //!
 //! Of a command that is in flight across a flush only this is assumed: what it leaves in the cache
 //! it has fetched from storage after it began, or written, but not copied from what the cache held
-//! before. Everything else is derived from these sentences. A backend that promises more says so
-//! ([`Backend`]), and is flushed less.
+//! before; and of a cache that works in granules, that it does not revert what was written through
+//! the same handle ([`Config::with_granule`]). Everything else is derived from these sentences. A
+//! backend that promises more says so ([`Backend`]), and is flushed less.
 //!
 //! The handles of a group may differ in what they promise, but for multi-conn: where one flush
 //! covers all handles, it has to cover *all* ([`OpenError::MixedMultiConn`]).
