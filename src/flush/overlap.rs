@@ -234,10 +234,13 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
     /// Nothing is in flight in `range` any more: can commands that wait for that begin? Most ranges
     /// that end have nobody wait for them; that must cost others little.
     pub(super) fn recheck_order_over(&mut self, group_key: Key, range: Range) {
-        let mut due = BTreeSet::new();
-        if let Some(group) = self.groups.get(group_key) {
-            due.extend(group.order_waiting.until_over(range, None));
+        let Some(group) = self.groups.get(group_key) else {
+            return;
+        };
+        if group.order_waiting.is_empty() {
+            return;
         }
+        let due = group.order_waiting.until_over(range, None).collect();
         self.recheck_due(group_key, due);
     }
 
