@@ -85,14 +85,17 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         let Some(member) = self.members.get_mut(key) else {
             return Vec::new();
         };
+        let queued = member.work().is_some_and(|work| work.queued);
         let needs = member.work_mut().take_needs();
         let (mut waiting, unexecuted) = self.take_waiting(key);
         for (op, tag) in unexecuted {
             self.forget_acknowledged(&op);
             waiting.push(tag);
         }
-        let flushes = |it: &Pending<C, T>| matches!(it, Pending::Flush(handle) if *handle == key);
-        self.actions.retain(|action| !flushes(action));
+        if queued {
+            let ours = |it: &Pending<C, T>| matches!(it, Pending::Flush(handle) if *handle == key);
+            self.actions.retain(|action| !ours(action));
+        }
         for tag in waiting {
             self.reply(key, tag, Err(Errno::EIO));
         }
@@ -111,6 +114,29 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         if member.work().is_some() {
             waiting.extend(member.work_mut().calls.take_commands());
         }
+        // Most that are lost at once, as with a process that has many, are idle: each of them must
+        // not look through what all the others have left to be done.
+        let (pending, in_flight) = (member.pending > 0, !member.in_flight.is_empty());
+        if pending {
+            self.take_pending(group, key, &mut waiting);
+        }
+        let mut unexecuted = Vec::new();
+        if pending || in_flight {
+            for action in core::mem::take(&mut self.actions) {
+                match action {
+                    Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
+                        unexecuted.push((op, tag));
+                    }
+                    Pending::FailedFlush { member, tag, .. } if member == key => waiting.push(tag),
+                    action => self.actions.push_back(action),
+                }
+            }
+        }
+        (waiting, unexecuted)
+    }
+
+    /// Removes what a connection has waiting in its group, or for flushes of its own.
+    fn take_pending(&mut self, group: Key, key: Key, waiting: &mut Vec<T>) {
         if let Some(group) = self.groups.get_mut(group) {
             let ours = group.order_waiting.take_of(key);
             waiting.extend(ours.into_iter().map(|wait| wait.tag));
@@ -135,18 +161,6 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         for wait in own.map(|(wait, _)| wait).collect::<Vec<_>>() {
             waiting.extend(self.own.remove(wait).map(|wait| wait.tag));
         }
-        let mut unexecuted = Vec::new();
-        let actions = core::mem::take(&mut self.actions);
-        for action in actions {
-            match action {
-                Pending::Now(Action::Execute { op, tag, .. }) if op.member == key => {
-                    unexecuted.push((op, tag));
-                }
-                Pending::FailedFlush { member, tag, .. } if member == key => waiting.push(tag),
-                action => self.actions.push_back(action),
-            }
-        }
-        (waiting, unexecuted)
     }
 
     /// Releases a leaving connection if nothing holds it any more.
