@@ -375,8 +375,9 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::backend::Backend;
     use super::super::command::{Action, Conn};
-    use super::super::config::{Backend, Config, Mode};
+    use super::super::config::{Config, Mode};
     use super::*;
     use crate::wire::CommandType;
 

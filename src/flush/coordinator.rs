@@ -2,11 +2,10 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 
+use super::backend::{Advertised, Backend, OpenError};
 use super::clock::{Clock, Stamp};
 use super::command::{Action, Command, Conn, Decision, Fua, Op};
-use super::config::{
-    Acknowledge, Advertised, Backend, Config, Grouping, Mode, OpenError, ThreadModel,
-};
+use super::config::{Acknowledge, Config, Grouping, Mode, ThreadModel};
 use super::group::{Group, OrderWait, Path};
 use super::member::{Held, List, Member, Need, Phase};
 use super::observe::Counters;

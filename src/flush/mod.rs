@@ -257,6 +257,7 @@
 //! connection that ends without `NBD_CMD_DISC` (proto.md "Terminating the transmission phase").
 
 mod acknowledge;
+mod backend;
 mod clock;
 mod coherent;
 mod command;
@@ -268,6 +269,7 @@ mod fence;
 mod fua;
 mod group;
 mod handle;
+mod in_flight;
 mod leave;
 pub mod manual;
 mod member;
@@ -281,10 +283,11 @@ mod serial;
 mod slab;
 mod waiting;
 
+pub use backend::{Advertised, Backend, OpenError};
 pub use command::{Action, Command, Conn, Decision, FlushId, Op};
 pub use config::{
-    Acknowledge, Advertised, AfterFailure, Backend, Config, FuaOnReads, Grouping, Mode, OpenError,
-    Overlap, ThreadModel, TrackDirty, UnknownValue,
+    Acknowledge, AfterFailure, Config, FuaOnReads, Grouping, Mode, Overlap, ThreadModel,
+    TrackDirty, UnknownValue,
 };
 pub use coordinator::FlushCoordinator;
 pub use observe::{Counters, Explanation, Uncovered};

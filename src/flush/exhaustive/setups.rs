@@ -5,8 +5,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::world::{Budget, Caches, Setup};
+use crate::flush::backend::Backend;
 use crate::flush::config::{
-    Acknowledge, AfterFailure, Backend, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty,
+    Acknowledge, AfterFailure, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty,
 };
 
 const LEVELS: [TrackDirty; 3] = [TrackDirty::Connection, TrackDirty::Fast, TrackDirty::Off];

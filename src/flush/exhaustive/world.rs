@@ -8,8 +8,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::flush::backend::Backend;
 use crate::flush::command::{Conn, FlushId, Op};
-use crate::flush::config::{Acknowledge, AfterFailure, Backend, Config, Overlap, ThreadModel};
+use crate::flush::config::{Acknowledge, AfterFailure, Config, Overlap, ThreadModel};
 use crate::flush::coordinator::FlushCoordinator;
 
 pub(super) type Coordinator = FlushCoordinator<u8, u8, u8>;
