@@ -313,7 +313,7 @@ impl Config {
     /// even where it was fetched before a flush that has ended meanwhile: [self-coherent] or not,
     /// no handle may revert with the rest of a granule what was written through itself.
     ///
-    /// [self-coherent]: Backend::with_self_coherent
+    /// [self-coherent]: super::Backend::with_self_coherent
     #[must_use]
     pub const fn with_granule(mut self, bytes: u32) -> Self {
         self.granule = if bytes == 0 { 1 } else { bytes };
