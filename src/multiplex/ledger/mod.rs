@@ -59,6 +59,8 @@ pub struct FlushLedger {
     flushes: Places<InFlight>,
     /// What was acknowledged, in the order of the replies, if a flush covers all connections.
     acknowledged: List,
+    /// When a flush was last heard to fail, if a flush covers all connections.
+    failed: Stamp,
     summary: Summary,
 }
 
@@ -77,6 +79,8 @@ struct Connection {
     last_acknowledged: Stamp,
     /// As in the ledger, if a flush covers its own connection only.
     queue: List,
+    /// As in the ledger, if a flush covers its own connection only.
+    failed: Stamp,
     flushes: List,
     flushes_in_flight: u32,
 }
@@ -136,6 +140,7 @@ impl Connection {
         acknowledged: Tally::ZERO,
         last_acknowledged: 0,
         queue: List::EMPTY,
+        failed: 0,
         flushes: List::EMPTY,
         flushes_in_flight: 0,
     };
@@ -189,6 +194,7 @@ impl FlushLedger {
             writes: Places::new(),
             flushes: Places::new(),
             acknowledged: List::EMPTY,
+            failed: 0,
             summary: Summary::ZERO,
         }
     }
@@ -272,36 +278,43 @@ impl FlushLedger {
         Ok(WriteId { at, sent })
     }
 
-    /// The reply to a write has come, and says that it succeeded.
+    /// The reply to a write has come, and says that it succeeded. Returns what it is now: durable
+    /// if it has FUA, else acknowledged; but suspect if a flush in whose scope it is has failed
+    /// since it was sent ([`AfterFailure::Sticky`]).
     ///
     /// # Errors
     ///
     /// [`Misuse::NotInFlight`] if it was answered before, or its connection has ended.
-    pub fn write_replied(&mut self, write: WriteId) -> Result<(), Misuse> {
+    pub fn write_replied(&mut self, write: WriteId) -> Result<WriteState, Misuse> {
         let now = self.now + 1;
         let (connection, tracked) = awaited(&mut self.connections, &mut self.writes, write)?;
+        let (queue, failed) = match self.scope {
+            Scope::AllConnections => (&mut self.acknowledged, self.failed),
+            Scope::OwnConnection => (&mut connection.queue, connection.failed),
+        };
         let tally = tracked.tally();
+        self.now = now;
         tracked.answered = now;
         connection.in_flight.remove(tally);
+        self.summary.in_flight.remove(tally);
+        if tracked.sent < failed {
+            tracked.phase = Phase::Suspect(Doubt::FlushFailed);
+            self.summary.suspect.add(tally);
+            return Ok(WriteState::Suspect(Doubt::FlushFailed));
+        }
         if tracked.fua {
             tracked.phase = Phase::Free;
             connection.referred -= 1;
             self.summary.durable.add(tally);
             self.writes.give_back(write.at);
-        } else {
-            tracked.phase = Phase::Acknowledged;
-            connection.acknowledged.add(tally);
-            connection.last_acknowledged = now;
-            self.summary.acknowledged.add(tally);
-            let queue = match self.scope {
-                Scope::AllConnections => &mut self.acknowledged,
-                Scope::OwnConnection => &mut connection.queue,
-            };
-            queue.push(self.writes.as_mut_slice(), write.at);
+            return Ok(WriteState::Durable);
         }
-        self.summary.in_flight.remove(tally);
-        self.now = now;
-        Ok(())
+        tracked.phase = Phase::Acknowledged;
+        queue.push(self.writes.as_mut_slice(), write.at);
+        connection.acknowledged.add(tally);
+        connection.last_acknowledged = now;
+        self.summary.acknowledged.add(tally);
+        Ok(WriteState::Acknowledged)
     }
 
     /// The reply to a write has come, and is an error: what is there now may be what was there
@@ -353,17 +366,15 @@ impl FlushLedger {
         let at = self.flush_ended(flush)?;
         let before = self.summary.durable;
         while let Some(write) = self.next_covered(at, flush.sent) {
-            let doubted = self.detach(write);
-            if doubted {
-                self.set(write, Phase::Suspect(Doubt::ConnectionEnded));
-            } else {
-                self.durable(write);
-            }
+            self.settle(write, None);
         }
         Ok(self.summary.durable.since(before))
     }
 
-    /// The reply to a flush has come, and is an error. Returns what has become suspect.
+    /// The reply to a flush has come, and is an error. Returns what has become suspect: what the
+    /// flush should have covered, and whatever else in its scope was sent before this moment and
+    /// is not durable, for the server may have dropped that together with the rest. Of it, what is
+    /// still in flight becomes suspect when it is answered.
     ///
     /// # Errors
     ///
@@ -373,14 +384,18 @@ impl FlushLedger {
         if self.after_failure == AfterFailure::Retry {
             return Ok(Tally::ZERO);
         }
-        let before = self.summary.suspect;
-        while let Some(write) = self.next_covered(at, flush.sent) {
-            let doubted = self.detach(write);
-            if doubted {
-                self.set(write, Phase::Suspect(Doubt::ConnectionEnded));
-            } else {
-                self.suspect(write);
+        let now = self.tick();
+        match self.scope {
+            Scope::AllConnections => self.failed = now,
+            Scope::OwnConnection => {
+                if let Some(connection) = self.connections.get_mut(at) {
+                    connection.failed = now;
+                }
             }
+        }
+        let before = self.summary.suspect;
+        while let Some(write) = self.next_covered(at, now) {
+            self.settle(write, Some(Doubt::FlushFailed));
         }
         Ok(self.summary.suspect.since(before))
     }
@@ -413,27 +428,43 @@ impl FlushLedger {
         (self.writes.get(at)?.answered < sent).then_some(at)
     }
 
+    /// What was acknowledged becomes suspect, or else durable; but what is in doubt already remains
+    /// so.
+    fn settle(&mut self, at: u32, doubt: Option<Doubt>) {
+        let Some((tally, doubted)) = self.detach(at) else {
+            return;
+        };
+        match doubt {
+            _ if doubted => self.set(at, Phase::Suspect(Doubt::ConnectionEnded)),
+            Some(doubt) => {
+                self.summary.suspect.add(tally);
+                self.set(at, Phase::Suspect(doubt));
+            }
+            None => {
+                self.summary.durable.add(tally);
+                self.free(at);
+            }
+        }
+    }
+
     /// Takes an acknowledged write out of its queue. Returns whether it is in doubt already, for
     /// its connection has ended.
-    fn detach(&mut self, at: u32) -> bool {
-        let Some(write) = self.writes.get(at) else {
-            return false;
-        };
+    fn detach(&mut self, at: u32) -> Option<(Tally, bool)> {
+        let doubts = self.doubts_the_gone();
+        let write = self.writes.get(at)?;
         let tally = write.tally();
-        let Some(connection) = self.connections.get_mut(write.connection) else {
-            return false;
-        };
+        let connection = self.connections.get_mut(write.connection)?;
         let queue = match self.scope {
             Scope::AllConnections => &mut self.acknowledged,
             Scope::OwnConnection => &mut connection.queue,
         };
         queue.remove(self.writes.as_mut_slice(), at);
         connection.acknowledged.remove(tally);
-        let doubted = !connection.is_open() && self.doubts_the_gone();
+        let doubted = !connection.is_open() && doubts;
         if !doubted {
             self.summary.acknowledged.remove(tally);
         }
-        doubted
+        Some((tally, doubted))
     }
 
     /// Whether what a connection leaves behind is in doubt. Where each is on its own, no flush on
@@ -446,18 +477,6 @@ impl FlushLedger {
         if let Some(write) = self.writes.get_mut(at) {
             write.phase = phase;
         }
-    }
-
-    fn durable(&mut self, at: u32) {
-        let tally = self.writes.get(at).map_or(Tally::ZERO, Tracked::tally);
-        self.summary.durable.add(tally);
-        self.free(at);
-    }
-
-    fn suspect(&mut self, at: u32) {
-        let tally = self.writes.get(at).map_or(Tally::ZERO, Tracked::tally);
-        self.summary.suspect.add(tally);
-        self.set(at, Phase::Suspect(Doubt::FlushFailed));
     }
 
     /// Makes the place of a write free, and that of its connection if it was the last to refer to

@@ -29,11 +29,17 @@ pub enum AfterLoss {
     Covered,
 }
 
-/// What becomes of the writes that a failed flush should have covered.
+/// What becomes of the writes that a failed flush should have covered, and of those that were sent
+/// before its failure was known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum AfterFailure {
     /// They are suspect, and no later flush changes that: many servers pass on what the system
-    /// tells them, and systems drop what they could not write, fail once, and then succeed.
+    /// tells them, and systems drop what they could not write, fail once, and then succeed. Only
+    /// writing them again helps ([`FlushLedger::rewritten`](super::FlushLedger::rewritten)).
+    ///
+    /// A flush that succeeds is believed at once, as the text demands, even if another one is in
+    /// flight in the same scope of which it turns out later that it failed, perhaps before. Who
+    /// does not trust a server that far sends one at a time.
     #[default]
     Sticky,
     /// They go on waiting for a flush: for a server that is known to keep what it could not write.
@@ -91,7 +97,7 @@ pub enum WriteState {
 /// Why a write is suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Doubt {
-    /// A flush that should have covered it failed.
+    /// A flush failed that should have covered it, or that was answered after it was sent.
     FlushFailed,
     /// Its connection ended before it was covered.
     ConnectionEnded,
