@@ -2,7 +2,7 @@
 //!
 //! Two pure parts, which know nothing of each other's insides:
 //!
-//! - [`plan`] looks at what the first connection negotiated and at what the caller wants, and says
+//! - [`plan()`] looks at what the first connection negotiated and at what the caller wants, and says
 //!   how many connections to use, which command goes where, where to flush, and why. It admits
 //!   further connections only if they got the same export.
 //! - A [`FlushLedger`] is told of every write, reply and flush, and says which writes are on

@@ -33,10 +33,10 @@ pub(crate) fn failing_flush(ledger: &mut FlushLedger, conn: Conn) -> Tally {
 }
 
 pub(crate) fn tally(writes: u64) -> Tally {
-    let mut tally = Tally::default();
-    tally.writes = writes;
-    tally.bytes = 10 * writes;
-    tally
+    Tally {
+        writes,
+        bytes: 10 * writes,
+    }
 }
 
 // What a flush covers
