@@ -632,3 +632,45 @@ fn awaited<'a, 'b>(
     let connection = connection.filter(|it| it.is_open());
     Ok((connection.ok_or(Misuse::NotInFlight)?, tracked))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_that_of_what_is_not_durable_however_long_it_goes_on() {
+        for scope in [Scope::AllConnections, Scope::OwnConnection] {
+            let mut ledger = FlushLedger::new(scope);
+            for round in 0..1000 {
+                let conns = [(); 3].map(|()| ledger.connected().unwrap());
+                let writes = [0, 1, 2, 0, 1].map(|at| {
+                    let conn = conns[at];
+                    ledger.write_sent(conn, round, 1).unwrap()
+                });
+                let flushes = conns.map(|conn| ledger.flush_sent(conn).unwrap());
+                ledger.write_failed(writes[0]).unwrap();
+                for &write in &writes[1..] {
+                    ledger.write_replied(write).unwrap();
+                }
+                ledger.flush_replied(flushes[0]).unwrap();
+                for conn in conns {
+                    let flush = ledger.flush_sent(conn).unwrap();
+                    ledger.flush_replied(flush).unwrap();
+                }
+                ledger.forget(writes[0]).unwrap();
+                for conn in conns {
+                    ledger.connection_ended(conn).unwrap();
+                }
+                assert!(ledger.summary().all_durable());
+            }
+            assert_eq!(ledger.connections.all().count(), 3);
+            assert_eq!(ledger.writes.all().count(), 5);
+            assert_eq!(ledger.flushes.all().count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_write_takes_no_more_than_a_cache_line() {
+        assert!(size_of::<Tracked>() <= 64);
+    }
+}
