@@ -139,16 +139,17 @@ fn what_was_sent_before_the_end_of_a_write_was_known_does_not_replace_it() {
         let (mut ledger, c) = with(scope, 2);
         let failed = ledger.write_sent(c[0], 0, 10).unwrap();
         let unknown = ledger.write_sent(c[1], 0, 10).unwrap();
+        let left = write(&mut ledger, c[1]);
         let early = ledger.fua_sent(c[0], 0, 10).unwrap();
         ledger.write_failed(failed).unwrap();
         ledger.connection_ended(c[1]).unwrap();
         ledger.write_replied(early).unwrap();
-        for old in [failed, unknown] {
+        for old in [failed, unknown, left] {
             assert_eq!(ledger.rewritten(old, early), Err(Misuse::NotRewritten));
         }
         let late = ledger.fua_sent(c[0], 0, 10).unwrap();
         ledger.write_replied(late).unwrap();
-        for old in [failed, unknown] {
+        for old in [failed, unknown, left] {
             assert_eq!(ledger.rewritten(old, late), Ok(()));
         }
     }

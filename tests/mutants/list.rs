@@ -1683,7 +1683,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        (self.writes.get(at)?.answered < sent).then_some(at)\n",
             replace: "        self.writes.get(at)?;\n        let _ = sent;\n        Some(at)\n",
         }],
-        caught_by: &["ledger::the_2016_scenario_a_flush_reply_that_arrives_late_does_not_cover_what_it_overtook", "random::server::nothing_is_called_durable_that_a_server_may_still_lose", "random::history::every_answer_is_what_the_whole_history_says"],
+        caught_by: &["ledger::the_2016_scenario_a_flush_reply_that_arrives_late_does_not_cover_what_it_overtook",],
     },
     Mutant {
         name: "a flush covers all connections without multi-conn",
@@ -1701,7 +1701,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        if tracked.fua {\n            tracked.phase = Phase::Free;",
             replace: "        if tracked.fua || tracked.sent > 0 {\n            tracked.phase = Phase::Free;",
         }],
-        caught_by: &["ledger::a_write_becomes_durable_by_a_flush_that_was_sent_after_its_reply", "random::server::nothing_is_called_durable_that_a_server_may_still_lose"],
+        caught_by: &["ledger::a_write_becomes_durable_by_a_flush_that_was_sent_after_its_reply",],
     },
     Mutant {
         name: "a failed flush leaves its writes to the next one",
@@ -1710,7 +1710,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        while let Some(write) = self.next_covered(at, now) {",
             replace: "        while let Some(write) = self.next_covered(at, 0) {",
         }],
-        caught_by: &["ledger::after_a_failed_flush_no_later_success_makes_its_writes_durable", "random::server::nothing_is_called_durable_that_a_server_may_still_lose"],
+        caught_by: &["ledger::after_a_failed_flush_no_later_success_makes_its_writes_durable",],
     },
     Mutant {
         name: "a failed flush casts doubt only on what it should have covered",
@@ -1719,7 +1719,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        while let Some(write) = self.next_covered(at, now) {",
             replace: "        while let Some(write) = self.next_covered(at, flush.sent) {",
         }],
-        caught_by: &["ledger::what_was_in_flight_or_answered_beside_a_flush_that_fails_is_suspect_too", "random::server::nothing_is_called_durable_that_a_server_may_still_lose"],
+        caught_by: &["ledger::what_was_in_flight_or_answered_beside_a_flush_that_fails_is_suspect_too",],
     },
     Mutant {
         name: "what was in flight when a flush failed is believed",
@@ -1728,7 +1728,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        if tracked.sent < failed {",
             replace: "        if tracked.sent < failed.min(0) {",
         }],
-        caught_by: &["ledger::what_was_in_flight_or_answered_beside_a_flush_that_fails_is_suspect_too", "random::server::nothing_is_called_durable_that_a_server_may_still_lose"],
+        caught_by: &["ledger::what_was_in_flight_or_answered_beside_a_flush_that_fails_is_suspect_too",],
     },
     Mutant {
         name: "whatever is sent after a failed flush is suspect, too",
@@ -1746,7 +1746,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        let doubted = !connection.is_open() && doubts;",
             replace: "        let doubted = !connection.is_open() && doubts && connection.since == 0;",
         }],
-        caught_by: &["ledger::with_multi_conn_what_a_connection_leaves_is_suspect_unless_the_caller_knows_the_server", "ledger::a_flush_that_is_answered_after_a_connection_ended_does_not_cover_what_it_left", "random::server::nothing_is_called_durable_that_a_server_may_still_lose"],
+        caught_by: &["ledger::with_multi_conn_what_a_connection_leaves_is_suspect_unless_the_caller_knows_the_server", "ledger::a_flush_that_is_answered_after_a_connection_ended_does_not_cover_what_it_left",],
     },
     Mutant {
         name: "a flush in flight survives the end of its connection",

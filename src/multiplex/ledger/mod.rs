@@ -551,8 +551,9 @@ impl FlushLedger {
     /// The ledger sees to it that the second write is durable and that it was sent after the end
     /// of the first was known; that it covers the range is the caller's business.
     ///
-    /// Of an unknown write this is as good as it gets, and not quite safe: a server that has not
-    /// noticed the end of the connection may execute it later, over what was written again.
+    /// Of what a connection left behind this is as good as it gets, and not quite safe: a server
+    /// that has not noticed the end of the connection may execute it, or write out its cache, later,
+    /// over what was written again.
     ///
     /// # Errors
     ///
@@ -568,16 +569,17 @@ impl FlushLedger {
 
     /// When it was known of a write that can be given up how it ended.
     fn ended(&self, write: WriteId) -> Result<Stamp, Misuse> {
-        match self.state(write) {
-            WriteState::Failed | WriteState::Suspect(_) | WriteState::Unknown => {}
-            _ => return Err(Misuse::StillCounts),
-        }
+        let state = self.state(write);
         let tracked = self.writes.get(write.at).ok_or(Misuse::StillCounts)?;
-        if tracked.answered != 0 {
-            return Ok(tracked.answered);
+        match state {
+            WriteState::Failed | WriteState::Suspect(Doubt::FlushFailed) => Ok(tracked.answered),
+            // Until then it was in a cache that could have been written out over what was newer.
+            WriteState::Unknown | WriteState::Suspect(Doubt::ConnectionEnded) => {
+                let connection = self.connections.get(tracked.connection);
+                Ok(connection.map_or(Stamp::MAX, |it| it.ended))
+            }
+            _ => Err(Misuse::StillCounts),
         }
-        let connection = self.connections.get(tracked.connection);
-        Ok(connection.map_or(Stamp::MAX, |it| it.ended))
     }
 
     /// Gives up a write that no flush will ever make durable, without more ado: the caller has
