@@ -9,7 +9,7 @@
 //! | you write | handshake | transmission | and then |
 //! |---|---|---|---|
 //! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`], [`StatusReply`] | [`FlushCoordinator`] |
-//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | |
+//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | [`multiplex::plan()`], [`FlushLedger`] |
 //! | a tool that shows what a server has | [`Inspector`], or `io::inspect` | | [`Announcement::lints`] |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //!
@@ -25,6 +25,7 @@
 //! [`ReplyDecoder`]: transmission::ReplyDecoder
 //! [`ReadBuffer`]: transmission::ReadBuffer
 //! [`FlushCoordinator`]: flush::FlushCoordinator
+//! [`FlushLedger`]: multiplex::FlushLedger
 //!
 //! # The phases
 //!
@@ -41,6 +42,8 @@
 //! - [`session::Session`]: what was negotiated, as plain data.
 //! - [`transmission`]: requests and replies, both sides.
 //! - [`flush`]: keeps the promise that `NBD_FLAG_CAN_MULTI_CONN` makes.
+//! - [`multiplex`]: what a client may rely on that promise for: how many connections, and which
+//!   writes are durable.
 //! - [`wire`]: bytes to values and back; [`limits`]: what a hostile peer may make us hold;
 //!   [`error`]: what is answered to what; `io`: thin drivers over streams.
 //!
@@ -80,6 +83,7 @@ pub mod handshake;
 #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
 pub mod io;
 pub mod limits;
+pub mod multiplex;
 pub mod session;
 pub mod transmission;
 pub mod wire;
