@@ -247,7 +247,7 @@ impl fmt::Display for Violation {
         if let Some(wrong) = self.step(Role::Wrong) {
             write!(
                 f,
-                "the read ({}) found {}. ",
+                "the read ({}) found {}.",
                 Events(wrong),
                 Named(self.found)
             )?;
