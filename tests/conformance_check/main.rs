@@ -3,4 +3,6 @@
 
 mod brute;
 mod dice;
+mod legal;
+mod server;
 mod small;

@@ -65,7 +65,7 @@ fn any_history(dice: &mut Dice, size: Size) -> History {
             history.push(Event::Reply {
                 conn,
                 cookie,
-                outcome: any_outcome(dice, size, sent, command),
+                outcome: any_outcome(dice, size, &history, command),
             });
         }
     }
@@ -90,18 +90,37 @@ fn any_command(dice: &mut Dice, size: Size, number: u64) -> Command {
     }
 }
 
-fn any_outcome(dice: &mut Dice, size: Size, sent: usize, command: Command) -> Outcome {
+fn any_outcome(dice: &mut Dice, size: Size, history: &History, command: Command) -> Outcome {
     if dice.percent(12) {
         return Outcome::Failed;
     }
-    match command {
-        Command::Read { extent } => {
-            let blocks = extent.length / GRANULE;
-            let mut any = || Content(dice.below(sent + 1 + usize::from(size.ambiguous)) as u64);
-            Outcome::Data(Contents::Each((0..blocks).map(|_| any()).collect()))
-        }
-        _ => Outcome::Done,
+    let Command::Read { extent } = command else {
+        return Outcome::Done;
+    };
+    let blocks = extent.offset / GRANULE..(extent.offset + extent.length) / GRANULE;
+    let any = |block| any_content(dice, size, history, block);
+    Outcome::Data(Contents::Each(blocks.map(any).collect()))
+}
+
+/// Most often something that was written there.
+fn any_content(dice: &mut Dice, size: Size, history: &History, block: u64) -> Content {
+    let strange = if size.ambiguous { 5 } else { 1 };
+    if dice.percent(strange) {
+        return Content(dice.below(12) as u64);
     }
+    let mut written = vec![Content::ZEROES];
+    for event in history.events() {
+        if let Event::Invoke { command, .. } = event
+            && let Command::Write {
+                extent, content, ..
+            } = *command
+            && (extent.offset..extent.offset + extent.length).contains(&(block * GRANULE))
+        {
+            written.push(content);
+        }
+    }
+    let older = dice.below(written.len().min(3));
+    written[written.len() - 1 - older]
 }
 
 fn promise(dice: &mut Dice) -> (Promise, Rules) {
