@@ -4,7 +4,7 @@
 mod brute;
 mod clauses;
 mod dice;
-mod hazards;
 mod legal;
+mod schedules;
 mod server;
 mod small;
