@@ -8,7 +8,7 @@ use nbd_proto::conformance::{
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 const GRANULE: u64 = 4096;
-const BLOCKS: u64 = 512;
+const BLOCKS: u64 = 64;
 
 fn allocated() -> usize {
     dhat::HeapStats::get().curr_bytes
@@ -46,7 +46,7 @@ impl Traffic {
             self.number += 1;
             let number = self.number;
             let conn = 1 + (number % 5) as u32;
-            let block = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55;
+            let block = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
             let extent = Extent::new(block * GRANULE, GRANULE);
             let place = block as usize;
             let content = Content(number);
@@ -76,7 +76,7 @@ impl Traffic {
 
 /// One test, because the allocator counts for the whole process.
 #[test]
-fn a_checker_takes_no_more_memory_after_millions_of_events() {
+fn a_checker_takes_no_more_memory_after_ten_times_the_events() {
     let _profiler = dhat::Profiler::builder().testing().build();
     for (flush_every, promise) in [
         (100, Promise::MULTI_CONN),
@@ -97,13 +97,13 @@ fn a_checker_takes_no_more_memory_after_millions_of_events() {
             cookie: 0,
             command: held,
         });
-        traffic.commands(100_000, flush_every);
+        traffic.commands(10_000, flush_every);
         let (before, remembered) = (allocated(), traffic.checker.remembered());
-        traffic.commands(500_000, flush_every);
+        traffic.commands(100_000, flush_every);
         let (after, now) = (allocated(), traffic.checker.remembered());
         eprintln!("{promise}, {flush_every}: {remembered} -> {now}, {before} -> {after} bytes");
         assert!(now <= remembered + remembered / 10, "{remembered} -> {now}");
         assert!(after <= before + before / 10, "{before} -> {after}");
-        assert!(after < 8 << 20, "{after} bytes for {BLOCKS} blocks");
+        assert!(after < 1 << 20, "{after} bytes for {BLOCKS} blocks");
     }
 }
