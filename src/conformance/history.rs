@@ -1,7 +1,7 @@
 //! What clients saw of a server: a record of invocations and replies.
 //!
 //! A [`History`] is a list of [`Event`]s in the order in which an observer saw them: a client that
-//! drives several connections, a test, a model, a proxy. It is all that [`check`](super::check)
+//! drives several connections, a test, a model, a proxy. It is all that [`check`](super::check())
 //! looks at. Nothing is assumed about the moments between two events.
 //!
 //! # How to record one

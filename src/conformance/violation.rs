@@ -53,7 +53,7 @@ pub struct Violation {
     pub(super) steps: Vec<Step>,
 }
 
-/// The part of the promise that was broken. [The checker](super::check) says what each means.
+/// The part of the promise that was broken. [The checker](mod@super::check) says what each means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Clause {
