@@ -1,6 +1,6 @@
-//! Broken versions of the coordinator, and of the client's side of multi-conn, each with one rule
-//! removed: the suites in `tests/flush` and `tests/multiplex` have to catch every one, by the test
-//! of the rule that is missing.
+//! Broken versions of the coordinator, of the client's side of multi-conn, and of the checker of
+//! histories, each with one rule removed: the suite of each has to catch every one, by the test of
+//! the rule that is missing.
 //!
 //! The crate is copied to a temporary directory; there one mutant after the other is applied,
 //! built and tested. `cargo test --test mutants -- --ignored` runs them all, and
@@ -15,10 +15,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-#[path = "mutants/list.rs"]
+mod conformance;
+mod flush;
 mod list;
+mod multiplex;
 
-use list::{Edit, MUTANTS, Mutant};
+use list::{Edit, Mutant};
 
 /// The first build includes the dependencies.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
@@ -27,8 +29,12 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// How the names of the tests begin each of which has to fail for some mutant.
 const HAZARD: &str = "hazards::";
 
-/// The suites. Each is about the files in the directory of the same name in `src`.
-const SUITES: [&str; 2] = ["flush", "multiplex"];
+/// The suites, and where the source is that each of them is about.
+const SUITES: [(&str, &str); 3] = [
+    ("flush", "src/flush/"),
+    ("multiplex", "src/multiplex/"),
+    ("conformance_check", "src/conformance/"),
+];
 
 /// What the suites need beyond the library.
 const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
@@ -38,7 +44,7 @@ const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
 fn every_mutant_is_caught_by_the_test_of_its_rule() {
     let only = std::env::var("MUTANT").unwrap_or_default();
     let copy = Copy::new();
-    let mutants = || MUTANTS.iter().filter(|it| it.name.contains(&only));
+    let mutants = || all().filter(|it| it.name.contains(&only));
     let suites: BTreeSet<&str> = mutants().map(suite).collect();
     let tests: BTreeSet<String> = suites.iter().flat_map(|it| copy.control(it)).collect();
     say("caught by its test | test of the rule, + others that fail | mutant");
@@ -68,7 +74,7 @@ fn every_mutant_is_caught_by_the_test_of_its_rule() {
 #[test]
 fn every_mutant_still_applies() {
     let mut names = BTreeSet::new();
-    for mutant in MUTANTS {
+    for mutant in all() {
         assert!(names.insert(mutant.name), "two mutants {}", mutant.name);
         assert!(!mutant.caught_by.is_empty(), "{}", mutant.name);
         for edit in mutant.edits {
@@ -78,17 +84,19 @@ fn every_mutant_still_applies() {
     }
 }
 
+/// All there are.
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    let lists = [flush::MUTANTS, multiplex::MUTANTS, conformance::MUTANTS];
+    lists.into_iter().flatten()
+}
+
 /// The suite that has to catch it.
 fn suite(mutant: &Mutant) -> &'static str {
-    let about = |suite: &&str| {
-        let directory = format!("src/{suite}/");
-        mutant
-            .edits
-            .iter()
-            .all(|it| it.file.starts_with(&directory))
-    };
-    let suite = SUITES.into_iter().find(about);
-    suite.unwrap_or_else(|| panic!("{}: in no directory that has a suite", mutant.name))
+    let about =
+        |(_, source): &(&str, &str)| mutant.edits.iter().all(|it| it.file.starts_with(source));
+    let found = SUITES.into_iter().find(about);
+    let found = found.map(|(suite, _)| suite);
+    found.unwrap_or_else(|| panic!("{}: in no directory that has a suite", mutant.name))
 }
 
 fn root() -> &'static Path {
@@ -137,7 +145,7 @@ impl Copy {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let to = directory.path();
         copy_all(&root().join("src"), &to.join("src"));
-        for suite in SUITES {
+        for (suite, _) in SUITES {
             let tests = Path::new("tests").join(suite);
             copy_all(&root().join(&tests), &to.join(&tests));
         }
@@ -295,7 +303,7 @@ fn reduced(manifest: &str) -> String {
             reduced.push('\n');
         }
     }
-    for suite in SUITES {
+    for (suite, _) in SUITES {
         reduced.push_str(&format!(
             "\n[[test]]\nname = \"{suite}\"\npath = \"tests/{suite}/main.rs\"\n"
         ));
