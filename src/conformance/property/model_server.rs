@@ -124,6 +124,11 @@ impl<C: Coordinator> ModelServer<C> {
             Operation::Flush => return Err(Trouble::new("a flush is executed like a command")),
             Operation::Read { blocks } => Access::Read { blocks },
             Operation::Load { blocks } => Access::Load { blocks },
+            Operation::Zero { blocks, .. } => Access::Write {
+                blocks,
+                content: 0,
+                fua: native,
+            },
             Operation::Write {
                 blocks, content, ..
             } => Access::Write {
@@ -223,6 +228,7 @@ fn command(operation: &Operation) -> Command {
         Operation::Flush => return Command::FLUSH,
         Operation::Read { blocks } => (CommandType::READ, blocks, false),
         Operation::Load { blocks } => (CommandType::CACHE, blocks, false),
+        Operation::Zero { blocks, fua } => (CommandType::WRITE_ZEROES, blocks, *fua),
         Operation::Write { blocks, fua, .. } => (CommandType::WRITE, blocks, *fua),
     };
     let block = u64::from(ModelServer::<super::Coordinated>::BLOCK);

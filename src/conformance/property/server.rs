@@ -24,6 +24,13 @@ pub enum Operation {
         /// Which blocks.
         blocks: Range<u64>,
     },
+    /// `NBD_CMD_WRITE_ZEROES`.
+    Zero {
+        /// Which blocks.
+        blocks: Range<u64>,
+        /// `NBD_CMD_FLAG_FUA`.
+        fua: bool,
+    },
     /// `NBD_CMD_WRITE`.
     Write {
         /// Which blocks.
@@ -104,9 +111,14 @@ impl Trouble {
 ///
 /// Each method may report [`Trouble`], which fails the property.
 pub trait Server {
-    /// How many blocks the image has that clients use. All of it reads as zeroes, or as what is no
-    /// [content](Operation::Write::content), at first.
+    /// How many blocks the image has that clients use.
     fn blocks(&self) -> u64;
+
+    /// Whether all of it reads as zeroes at first (by default true). Else nothing is assumed of a
+    /// block until something is written to it.
+    fn starts_with_zeroes(&self) -> bool {
+        true
+    }
 
     /// A client connects: its backend handle may be opened, but is not ready to serve.
     ///

@@ -8,4 +8,5 @@
 pub use proptest;
 
 pub mod handshake;
+pub mod schedule;
 pub mod transmission;

@@ -1,0 +1,10 @@
+//! Servers under test, and schedules for them.
+mod coordinator;
+mod model_server;
+mod schedule;
+mod server;
+
+pub use coordinator::{Coordinated, Coordinator, Task};
+pub use model_server::ModelServer;
+pub use schedule::{Played, Schedule, Step, play};
+pub use server::{Act, Answer, Operation, Server, Trouble};
