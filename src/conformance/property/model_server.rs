@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use super::coordinator::{Coordinator, Task};
 use super::server::{Act, Answer, Operation, Server, Trouble};
 use crate::conformance::backend::{Access, Call, Flushing, Handle, Kind, Model};
+use crate::conformance::check::Promise;
 use crate::flush::{Advertised, Command};
 use crate::wire::{CommandType, Errno};
 
@@ -240,6 +241,19 @@ fn command(operation: &Operation) -> Command {
 impl<C: Coordinator> Server for ModelServer<C> {
     fn blocks(&self) -> u64 {
         self.model.blocks()
+    }
+
+    /// What the protocol says; but what a handle makes of its own writes, if it is flushed while its
+    /// commands execute, is the backend's affair where it is not
+    /// [self-coherent](Kind::with_self_coherent).
+    fn promise(&self, multi_conn: bool) -> Promise {
+        let promise = if multi_conn {
+            Promise::MULTI_CONN
+        } else {
+            Promise::SINGLE_CONNECTION
+        };
+        let kind = self.model.kind();
+        promise.with_own_writes(kind.self_coherent() || !kind.caches())
     }
 
     fn connect(&mut self) -> Result<usize, Trouble> {

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::server::{Act, Answer, Operation, Server, Trouble};
-use crate::conformance::check::{Initial, Promise};
+use crate::conformance::check::Promise;
 use crate::conformance::history::{Command, Content, Contents, Event, Extent, History, Outcome};
 use crate::flush::Advertised;
 
@@ -107,6 +107,8 @@ pub struct Played {
     pub history: History,
     /// What the server has promised, going by what it has advertised.
     pub promise: Promise,
+    /// Whether multi-conn was advertised on all connections; else there was only one.
+    pub multi_conn: bool,
     /// What crashes would have left, each with how many events of the history come before it: one
     /// for each flush and each command with FUA that succeeded, and one for the end.
     pub images: Vec<(usize, Vec<u64>)>,
@@ -158,19 +160,10 @@ pub fn play<S: Server>(server: &mut S, schedule: &Schedule) -> Result<Played, Tr
         player.listen();
     }
     player.end()?;
-    let initial = if player.server.starts_with_zeroes() {
-        Initial::Zeroes
-    } else {
-        Initial::Unknown
-    };
-    let promise = if player.multi_conn {
-        Promise::MULTI_CONN
-    } else {
-        Promise::SINGLE_CONNECTION
-    };
     Ok(Played {
+        promise: player.server.promise(player.multi_conn),
+        multi_conn: player.multi_conn,
         history: player.history,
-        promise: promise.with_initial(initial),
         images: player.images,
     })
 }

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::conformance::check::Promise;
 use crate::flush::Advertised;
 use crate::wire::Errno;
 
@@ -114,10 +115,14 @@ pub trait Server {
     /// How many blocks the image has that clients use.
     fn blocks(&self) -> u64;
 
-    /// Whether all of it reads as zeroes at first (by default true). Else nothing is assumed of a
-    /// block until something is written to it.
-    fn starts_with_zeroes(&self) -> bool {
-        true
+    /// What it has promised if it has advertised multi-conn, or not. By default what the protocol
+    /// says, for an image that is all zeroes at first.
+    fn promise(&self, multi_conn: bool) -> Promise {
+        if multi_conn {
+            Promise::MULTI_CONN
+        } else {
+            Promise::SINGLE_CONNECTION
+        }
     }
 
     /// A client connects: its backend handle may be opened, but is not ready to serve.

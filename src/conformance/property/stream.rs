@@ -11,6 +11,7 @@ use std::io::{Read, Result as IoResult, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::server::{Act, Answer, Operation, Server, Trouble};
+use crate::conformance::check::{Initial, Promise};
 use crate::conformance::history::Content;
 use crate::flush::Advertised;
 use crate::handshake::{ClientConfig, Wanted};
@@ -296,8 +297,15 @@ impl<F: FnMut() -> IoResult<S>, S: Read + Write> Server for StreamServer<F, S> {
         Self::BLOCKS
     }
 
-    fn starts_with_zeroes(&self) -> bool {
-        false
+    /// What the protocol says; but what is in a block before anything is written to it, nobody
+    /// knows.
+    fn promise(&self, multi_conn: bool) -> Promise {
+        let promise = if multi_conn {
+            Promise::MULTI_CONN
+        } else {
+            Promise::SINGLE_CONNECTION
+        };
+        promise.with_initial(Initial::Unknown)
     }
 
     fn connect(&mut self) -> Result<usize, Trouble> {

@@ -1,0 +1,7 @@
+//! The ready-made property over model backends: right coordinators hold it, wrong ones and
+//! backends that lie are accused.
+
+mod hazards;
+mod held;
+mod toy;
+mod wrong;
