@@ -14,12 +14,15 @@
 
 pub mod backend;
 pub mod check;
+mod diagram;
 pub mod guide;
 pub mod history;
 pub mod property;
 #[cfg(any(test, feature = "proptest"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "proptest")))]
 pub mod strategy;
+mod violation;
 
-pub use check::{Initial, Promise};
+pub use check::{CheckError, Checker, Initial, Malformed, Promise, Summary, check};
 pub use history::{Command, Content, Contents, Event, Extent, History, HistoryError, Outcome};
+pub use violation::{Action, Clause, Role, Step, Violation};
