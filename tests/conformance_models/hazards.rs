@@ -72,32 +72,24 @@ fn t1_a_write_that_executes_across_a_flush() {
 
 #[test]
 fn r1_a_read_between_the_flushes_of_a_round() {
-    let care = Care {
-        marks_on_completion: true,
-        orders: true,
-        ..Care::FILTER
-    };
-    let steps = [
-        read(0),
-        FINISH,
-        write(1, 0),
-        FINISH,
-        flush(2),
-        TAKE,
-        // Its own handle is invalidated only in the second pass, unless there is none.
-        FINISH_FLUSH,
-        TAKE,
-        FINISH_FLUSH,
-        read(0),
-        FINISH,
-    ];
-    let schedule = Schedule::new(3, steps.to_vec());
-    assert_eq!(run(Coordinated::new(Config::new()), &schedule), Ok(()));
-    let single_pass = Care {
-        invalidates: false,
-        ..care
-    };
-    let why = run(Toy::new(single_pass), &schedule).expect_err("stale");
+    let why = only_the_filter_loses(
+        3,
+        &[
+            write(0, 1),
+            FINISH,
+            write(1, 0),
+            FINISH,
+            flush(2),
+            TAKE,
+            // Of connection 0; ours flushes connection 1 at the same time.
+            FINISH_FLUSH,
+            read(0),
+            FINISH,
+            TAKE,
+            FINISH_FLUSH,
+            TAKE,
+        ],
+    );
     assert!(matches!(why, Broken::Visibility(_)), "{why}");
 }
 

@@ -31,11 +31,11 @@ impl Care {
         writes_out_leaving: true,
     };
 
-    /// As the only public filter of this kind has it.
+    /// What seems enough at first: as a filter has it that flushes all dirty handles in turn.
     pub(crate) const FILTER: Self = Self {
         stops_the_world: false,
         marks_on_completion: false,
-        invalidates: true,
+        invalidates: false,
         orders: false,
         writes_out_leaving: false,
     };
@@ -231,8 +231,8 @@ impl Coordinator for Toy {
         }
         let running = self.round.as_ref().and_then(|it| it.running);
         if self.round.is_none() || !self.care.writes_out_leaving {
-            let idle = |(&at, it): &(&usize, &Connection)| {
-                it.open && it.leaving && it.executing == 0 && running != Some(at)
+            let idle = |(at, it): &(&usize, &Connection)| {
+                it.open && it.leaving && it.executing == 0 && running != Some(**at)
             };
             let leaving = self.connections.iter().find(idle);
             if let Some((&conn, connection)) = leaving {

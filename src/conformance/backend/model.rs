@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::kind::{Breach, Failure, Kind};
-use super::storage::{Storage, Version};
+use super::storage::Storage;
 use crate::flush::Backend;
 
 /// A handle of a [`Model`]. It is never used again after its handle was closed.
@@ -426,16 +426,20 @@ impl Model {
         if self.kind.breach() == Breach::FlushDoesNothing {
             return true;
         }
+        let by = (!self.covers_all()).then_some(handle.0);
         for (block, old) in before {
             if old.dirty {
-                let version = self.storage.put(handle.0, block, old.content);
+                self.storage.put(handle.0, block, old.content);
                 self.written_out(handle, block, Some(flushing.0));
-                self.permanently(block, version);
             }
             self.drop_flushed(handle, block, old);
+            if self.kind.breach() != Breach::NotPermanent {
+                // It may have been written back since the flush began.
+                let now = self.storage.now();
+                self.storage.sync_block(block, by, now);
+            }
         }
         if self.kind.breach() != Breach::NotPermanent {
-            let by = (!self.covers_all()).then_some(handle.0);
             self.storage.sync(by, began);
         }
         self.forget_fetched(handle, None);
@@ -478,12 +482,6 @@ impl Model {
     /// Whether a flush of any handle covers all.
     const fn covers_all(&self) -> bool {
         !self.kind.caches()
-    }
-
-    fn permanently(&mut self, block: u64, version: Version) {
-        if self.kind.breach() != Breach::NotPermanent {
-            self.storage.make_permanent(block, version);
-        }
     }
 
     /// A flush has written out a block as it was, or it was clean: it is not cached any more, unless
@@ -546,7 +544,7 @@ impl Model {
         }
         let mut any = false;
         for block in self.granules(block..block + 1) {
-            any |= self.put_cached(handle, block).is_some();
+            any |= self.put_cached(handle, block);
         }
         any
     }
@@ -569,16 +567,18 @@ impl Model {
         any
     }
 
-    fn put_cached(&mut self, handle: Handle, block: u64) -> Option<Version> {
-        let cached = self.open_handle(handle)?.cache.get_mut(&block)?;
-        if !cached.dirty {
-            return None;
-        }
+    /// Writes back a block that is dirty; whether it was.
+    fn put_cached(&mut self, handle: Handle, block: u64) -> bool {
+        let cached = self.open_handle(handle);
+        let cached = cached.and_then(|open| open.cache.get_mut(&block));
+        let Some(cached) = cached.filter(|it| it.dirty) else {
+            return false;
+        };
         cached.dirty = false;
         let content = cached.content;
-        let version = self.storage.put(handle.0, block, content);
+        self.storage.put(handle.0, block, content);
         self.written_out(handle, block, None);
-        Some(version)
+        true
     }
 }
 

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 /// A content that was put on storage at some moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Version {
-    pub(super) content: u64,
+struct Version {
+    content: u64,
     at: u64,
 }
 
@@ -75,7 +75,7 @@ impl Storage {
         pending.map(|it| it.version.content)
     }
 
-    pub(super) fn put(&mut self, by: usize, block: u64, content: u64) -> Version {
+    pub(super) fn put(&mut self, by: usize, block: u64, content: u64) {
         self.now += 1;
         let at = self.now;
         let version = Version { content, at };
@@ -88,11 +88,10 @@ impl Storage {
         } else {
             self.make_permanent(block, version);
         }
-        version
     }
 
     /// Nothing that was put there before it comes back, in a crash or later.
-    pub(super) fn make_permanent(&mut self, block: u64, version: Version) {
+    fn make_permanent(&mut self, block: u64, version: Version) {
         if let Some(permanent) = self.permanent.get_mut(index(block))
             && permanent.at < version.at
         {

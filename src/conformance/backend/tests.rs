@@ -121,6 +121,19 @@ fn what_was_written_back_early_is_not_written_once_more_by_the_flush_that_was_ru
 }
 
 #[test]
+fn a_flush_covers_what_was_written_back_early_since_it_began() {
+    for kind in CACHING {
+        let mut model = Model::new(kind, 4);
+        let a = model.open();
+        write(&mut model, a, 0, 1);
+        let flushing = model.begin_flush(a).unwrap();
+        model.write_back(a, 0);
+        model.finish_flush(flushing);
+        assert_eq!(model.survivors(0), [1], "{kind:?}");
+    }
+}
+
+#[test]
 fn a_held_read_leaves_in_the_cache_what_it_has_fetched_before_a_flush() {
     let held = |kind: Kind| {
         let mut model = Model::new(kind, 4);

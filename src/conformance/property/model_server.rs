@@ -245,7 +245,7 @@ impl<C: Coordinator> Server for ModelServer<C> {
 
     /// What the protocol says; but what a handle makes of its own writes, if it is flushed while its
     /// commands execute, is the backend's affair where it is not
-    /// [self-coherent](Kind::with_self_coherent).
+    /// [self-coherent](Kind::with_self_coherent), or drops what it could not write out.
     fn promise(&self, multi_conn: bool) -> Promise {
         let promise = if multi_conn {
             Promise::MULTI_CONN
@@ -253,7 +253,8 @@ impl<C: Coordinator> Server for ModelServer<C> {
             Promise::SINGLE_CONNECTION
         };
         let kind = self.model.kind();
-        promise.with_own_writes(kind.self_coherent() || !kind.caches())
+        let coherent = kind.self_coherent() || !kind.caches();
+        promise.with_own_writes(coherent && kind.survives_retry())
     }
 
     fn connect(&mut self) -> Result<usize, Trouble> {

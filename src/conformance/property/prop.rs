@@ -2,10 +2,11 @@
 
 use alloc::string::{String, ToString};
 use core::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestCaseError, TestError, TestRunner};
 
-use super::schedule::{Schedule, play};
+use super::schedule::{Schedule, Step, play};
 use super::server::{Server, Trouble};
 use crate::conformance::strategy::schedule::{Freedom, schedule};
 
@@ -130,6 +131,68 @@ impl fmt::Display for Counterexample {
 
 impl core::error::Error for Counterexample {}
 
+/// So often a counterexample is tried again to make it shorter, after proptest has done what it can.
+const MOST_TRIES: u32 = 2000;
+
+impl Counterexample {
+    /// Leaves out, again and again, whatever is not needed for it to fail.
+    fn shrunk(mut self, mut fails: impl FnMut(&Schedule) -> Option<String>) -> Self {
+        let mut tries = 0;
+        let mut attempt = |found: &mut Self, schedule: Schedule| {
+            tries += 1;
+            if tries > MOST_TRIES || schedule == found.schedule {
+                return false;
+            }
+            // What panics is not shrunk any further.
+            let result = catch_unwind(AssertUnwindSafe(|| fails(&schedule)));
+            let Ok(Some(explanation)) = result else {
+                return false;
+            };
+            *found = Self {
+                schedule,
+                explanation,
+            };
+            true
+        };
+        loop {
+            let mut shorter = false;
+            for length in [8, 4, 2, 1] {
+                let mut at = self.schedule.steps.len();
+                while at > 0 {
+                    at = at.saturating_sub(length);
+                    let mut schedule = self.schedule.clone();
+                    let end = schedule.steps.len().min(at + length);
+                    schedule.steps.drain(at..end);
+                    shorter |= attempt(&mut self, schedule);
+                }
+            }
+            for schedule in simpler(&self.schedule) {
+                shorter |= attempt(&mut self, schedule);
+            }
+            if !shorter {
+                return self;
+            }
+        }
+    }
+}
+
+/// The same with connections that are there from the beginning, or with fewer, and with a plain
+/// crash.
+fn simpler(schedule: &Schedule) -> impl Iterator<Item = Schedule> + use<> {
+    let mut fewer = schedule.clone();
+    fewer.connections = fewer.connections.saturating_sub(1).max(1);
+    let mut at_once = schedule.clone();
+    at_once.connections += 1;
+    let mut plain = schedule.clone();
+    plain.left.clear();
+    let opens = |step: &Step| matches!(step, Step::Connect | Step::Ready);
+    at_once.steps.retain(|step| !opens(step));
+    let worth_it = schedule.steps.iter().any(opens);
+    [fewer, plain]
+        .into_iter()
+        .chain(worth_it.then_some(at_once))
+}
+
 /// Tries a server with many schedules: for each, `new_server` makes one (or a new
 /// [`StreamServer`](super::StreamServer) for one that stays), which goes through it.
 ///
@@ -164,10 +227,16 @@ pub fn find_violation<S: Server>(
     });
     match result {
         Ok(()) => Ok(()),
-        Err(TestError::Fail(why, schedule)) => Err(Counterexample {
-            schedule,
-            explanation: why.message().to_string(),
-        }),
+        Err(TestError::Fail(why, schedule)) => {
+            let found = Counterexample {
+                schedule,
+                explanation: why.message().to_string(),
+            };
+            Err(found.shrunk(|schedule| {
+                let mut server = (new_server.borrow_mut())();
+                judge(&mut server, schedule, options.single_connection).err()
+            }))
+        }
         Err(TestError::Abort(why)) => Err(Counterexample {
             schedule: Schedule::new(0, alloc::vec::Vec::new()),
             explanation: why.message().to_string(),
