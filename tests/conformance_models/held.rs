@@ -14,8 +14,16 @@ fn holds(options: Options, config: Config, kind: Kind) {
     });
 }
 
+/// The same schedules in every run, unless the environment asks for others.
 fn options() -> Options {
-    Options::new().with_cases(60)
+    let number = |name| std::env::var(name).ok().and_then(|it| it.parse().ok());
+    let options = Options::new().with_cases(40);
+    match (number("PROPTEST_CASES"), number("PROPTEST_RNG_SEED")) {
+        (cases, None) => options.with_cases(cases.unwrap_or(40) as u32),
+        (cases, seed) => options
+            .with_cases(cases.unwrap_or(40) as u32)
+            .with_seed(seed),
+    }
 }
 
 const CACHES: [Kind; 6] = [

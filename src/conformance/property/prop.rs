@@ -2,6 +2,8 @@
 
 use alloc::string::{String, ToString};
 use core::fmt;
+use core::hash::BuildHasher;
+use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestCaseError, TestError, TestRunner};
@@ -108,6 +110,8 @@ pub struct Counterexample {
     pub schedule: Schedule,
     /// What happened.
     pub explanation: String,
+    /// The [seed](Options::with_seed) with which it was found.
+    pub seed: u64,
 }
 
 impl fmt::Display for Counterexample {
@@ -148,10 +152,8 @@ impl Counterexample {
             let Ok(Some(explanation)) = result else {
                 return false;
             };
-            *found = Self {
-                schedule,
-                explanation,
-            };
+            found.schedule = schedule;
+            found.explanation = explanation;
             true
         };
         loop {
@@ -210,9 +212,8 @@ pub fn find_violation<S: Server>(
         max_shrink_iters: 10_000,
         ..Config::default()
     };
-    if let Some(seed) = options.seed {
-        config.rng_seed = RngSeed::Fixed(seed);
-    }
+    let seed = options.seed.unwrap_or_else(any_seed);
+    config.rng_seed = RngSeed::Fixed(seed);
     let new_server = core::cell::RefCell::new(&mut new_server);
     let freedom = Freedom::new((new_server.borrow_mut())().blocks())
         .with_faults(options.faults)
@@ -231,6 +232,7 @@ pub fn find_violation<S: Server>(
             let found = Counterexample {
                 schedule,
                 explanation: why.message().to_string(),
+                seed,
             };
             Err(found.shrunk(|schedule| {
                 let mut server = (new_server.borrow_mut())();
@@ -240,8 +242,13 @@ pub fn find_violation<S: Server>(
         Err(TestError::Abort(why)) => Err(Counterexample {
             schedule: Schedule::new(0, alloc::vec::Vec::new()),
             explanation: why.message().to_string(),
+            seed,
         }),
     }
+}
+
+fn any_seed() -> u64 {
+    RandomState::new().hash_one(0)
 }
 
 fn judge<S: Server>(server: &mut S, schedule: &Schedule, single: bool) -> Result<(), String> {
