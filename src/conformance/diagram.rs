@@ -86,7 +86,8 @@ fn lanes(steps: &[Step]) -> Vec<Lane<'_>> {
 
 impl Lane<'_> {
     fn is_free_at(&self, event: u64) -> bool {
-        let ended = |it: &&Step| it.replied.is_some_and(|it| it < event);
+        let ended =
+            |it: &&Step| it.action == Action::Disconnect || it.replied.is_some_and(|it| it < event);
         self.steps.iter().all(ended)
     }
 
@@ -106,7 +107,10 @@ impl Lane<'_> {
             }
             let crash = crashes.iter().map(|it| it.invoked);
             let crash = crash.filter(|&it| it > step.invoked).min();
-            let end = step.replied.or(crash).unwrap_or(u64::MAX);
+            let end = match step.action {
+                Action::Disconnect => step.invoked,
+                _ => step.replied.or(crash).unwrap_or(u64::MAX),
+            };
             if step.invoked < event && event < end {
                 return "│".to_string();
             }
@@ -123,6 +127,7 @@ fn began(step: &Step) -> String {
         Action::Trim => format!("┌ trim{fua}"),
         Action::Read(_) => "┌ read".to_string(),
         Action::Flush => "┌ flush".to_string(),
+        Action::Disconnect => "x gone".to_string(),
         Action::Crash => String::new(),
     }
 }

@@ -127,6 +127,8 @@ pub enum Action {
     Read(Content),
     /// A flush.
     Flush,
+    /// The end of its connection.
+    Disconnect,
     /// A crash.
     Crash,
 }
@@ -182,6 +184,12 @@ impl Violation {
             step.invoked = there(step.invoked);
             step.replied = step.replied.map(there);
         }
+    }
+
+    /// Adds what is needed, too.
+    pub(super) fn add_steps(&mut self, steps: impl Iterator<Item = Step>) {
+        self.steps.extend(steps);
+        self.steps.sort_by_key(|step| step.invoked);
     }
 
     fn step(&self, role: Role) -> Option<&Step> {
@@ -247,7 +255,7 @@ impl fmt::Display for Violation {
         if let Some(wrong) = self.step(Role::Wrong) {
             write!(
                 f,
-                "the read ({}) found {}. ",
+                "the read ({}) found {}.",
                 Events(wrong),
                 Named(self.found)
             )?;

@@ -8,7 +8,7 @@ use super::checker::{Checker, Summary};
 use super::error::CheckError;
 use super::promise::Promise;
 use crate::conformance::history::{Command, Content, Contents, Event, Extent, History, Outcome};
-use crate::conformance::violation::Violation;
+use crate::conformance::violation::{Action, Role, Step, Violation};
 
 /// So many events may be looked at once more to find the smallest explanation. Beyond that it is
 /// only a small one.
@@ -130,6 +130,55 @@ impl OneBlock {
     }
 
     fn smallest(&self) -> Option<Box<Violation>> {
+        let (mut violation, parts) = self.shrink()?;
+        let named = violation.events();
+        let missing = parts.into_iter().filter_map(|it| self.step(it));
+        let missing = missing.filter(|it| !named.contains(&it.invoked));
+        violation.add_steps(missing);
+        Some(violation)
+    }
+
+    /// A part that takes part because the violation is none without it.
+    fn step(&self, part: usize) -> Option<Step> {
+        let mut events = self.events.iter().filter(|it| it.1 == part);
+        let (invoked, _, event) = events.next()?;
+        let end = events.next();
+        let (conn, action, role) = match *event {
+            Event::Invoke { conn, command, .. } => {
+                let found = end.and_then(|it| found(&it.2)).unwrap_or(Content::MIXED);
+                match command {
+                    Command::Read { .. } => (Some(conn), Action::Read(found), Role::Proof),
+                    Command::Write { content, .. } => {
+                        (Some(conn), Action::Write(content), Role::Other)
+                    }
+                    Command::Zero { .. } => (Some(conn), Action::Zero, Role::Other),
+                    Command::Trim { .. } => (Some(conn), Action::Trim, Role::Other),
+                    Command::Flush => (Some(conn), Action::Flush, Role::Proof),
+                }
+            }
+            Event::Disconnect { conn } => (Some(conn), Action::Disconnect, Role::Proof),
+            Event::Crash => (None, Action::Crash, Role::Crash),
+            Event::Reply { .. } | Event::Reopen => return None,
+        };
+        let fua = matches!(event, Event::Invoke { command, .. } if command.has_fua());
+        let outcome = end.map(|it| &it.2);
+        let is_failure = |it: &&Event| {
+            let failed = Outcome::Failed;
+            matches!(it, Event::Reply { outcome, .. } if *outcome == failed)
+        };
+        Some(Step {
+            role,
+            conn,
+            action,
+            invoked: *invoked,
+            replied: end.map(|it| it.0),
+            failed: outcome.is_some_and(|it| is_failure(&it)),
+            fua,
+        })
+    }
+
+    /// The least that shows the same, and the parts it is made of.
+    fn shrink(&self) -> Option<(Box<Violation>, BTreeSet<usize>)> {
         let all: BTreeSet<usize> = (0..self.parts).collect();
         let mut best = self.shows(&all)?;
         let clause = best.clause();
@@ -148,20 +197,29 @@ impl OneBlock {
             let list: Vec<usize> = parts.iter().copied().collect();
             for gone in list.chunks(chunk) {
                 looked_at = looked_at.saturating_add(self.events.len());
-                let rest: BTreeSet<usize> = parts.iter().copied().collect();
-                let rest = &rest - &gone.iter().copied().collect();
+                let rest = &parts - &gone.iter().copied().collect();
                 if let Some(violation) = self.shows(&rest).filter(|it| it.clause() == clause) {
                     (parts, best) = (rest, violation);
                 }
                 if looked_at > MOST_EVENTS {
-                    return Some(best);
+                    return Some((best, parts));
                 }
             }
             if chunk == 1 && parts.len() == before {
-                return Some(best);
+                return Some((best, parts));
             }
             chunk = (chunk / 2).max(1);
         }
+    }
+}
+
+fn found(event: &Event) -> Option<Content> {
+    match event {
+        Event::Reply {
+            outcome: Outcome::Data(Contents::Same(content)),
+            ..
+        } => Some(*content),
+        _ => None,
     }
 }
 

@@ -82,8 +82,9 @@ impl Scene<'_> {
             return (Clause::NeverWritten, vec![]);
         };
         let floor = self.effects.iter().filter(|it| self.floor.has(it));
-        let in_time = floor.filter(|it| precedes(origin, it));
-        if let Some(new) = in_time.max_by_key(|it| self.rank(it)) {
+        // Most often time alone says which is newer; if not, what was read in between.
+        let newest = floor.max_by_key(|it| (precedes(origin, it), self.rank(it)));
+        if let Some(new) = newest {
             return self.superseded(origin, new);
         }
         match why {
