@@ -8,13 +8,15 @@
 //!   ready-made property: give it your coordinator, or a way to connect to your server.
 //! - With the feature `proptest`, `strategy` has strategies for the messages of the protocol,
 //!   valid ones and hostile ones, and for schedules.
-//! - [`guide`] shows how to use them.
+//! - `guide`, with the same feature, shows how to use them.
 //!
 //! Nothing here is needed at run time.
 
 pub mod backend;
 pub mod check;
 mod diagram;
+#[cfg(any(test, feature = "proptest"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "proptest")))]
 pub mod guide;
 pub mod history;
 pub mod property;

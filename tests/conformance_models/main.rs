@@ -3,5 +3,7 @@
 
 mod hazards;
 mod held;
+#[cfg(unix)]
+mod streams;
 mod toy;
 mod wrong;

@@ -177,12 +177,16 @@ impl Toy {
 }
 
 impl Coordinator for Toy {
-    fn opened(&mut self, conn: usize, _: Backend) -> Result<Advertised, Trouble> {
+    /// What a handle loads while it is opened is invalidated like everything else.
+    fn connect(&mut self, conn: usize) {
         let open = Connection {
             open: true,
             ..Connection::default()
         };
         self.connections.insert(conn, open);
+    }
+
+    fn opened(&mut self, _: usize, _: Backend) -> Result<Advertised, Trouble> {
         Ok(Advertised {
             multi_conn: true,
             flush: true,
