@@ -2,7 +2,9 @@
 //! else.
 
 mod brute;
+mod clauses;
 mod dice;
+mod hazards;
 mod legal;
 mod server;
 mod small;

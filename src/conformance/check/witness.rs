@@ -35,8 +35,9 @@ impl Scene<'_> {
             Judgement::Alien | Judgement::Legal => self.alien(),
         };
         steps.push(reading(&self.reading, self.content, Role::Wrong));
+        // Of what has several roles, the first counts.
         steps.sort_by_key(|step| step.invoked);
-        steps.dedup();
+        steps.dedup_by_key(|step| step.invoked);
         Violation {
             promise: self.promise,
             clause,
@@ -62,10 +63,8 @@ impl Scene<'_> {
         let (_, mut steps) = self.superseded(origin, new);
         for it in self.effects {
             let between = core::ptr::eq(it, *new) || new.before >> self.place(it) & 1 == 1;
-            if let (Some(seen), true, true) = (&it.seen, between, it.before >> place & 1 == 1) {
-                steps.push(reading(seen, it.content, Role::Proof));
-                steps.extend(effect(it, Role::Other));
-                steps.extend(flush(seen.flush));
+            if between && it.before >> place & 1 == 1 {
+                steps.extend(proof(it));
             }
         }
         (Clause::OneOrder, steps)
@@ -85,9 +84,16 @@ impl Scene<'_> {
         // Most often time alone says which is newer; if not, what was read in between.
         let newest = floor.max_by_key(|it| (precedes(origin, it), self.rank(it)));
         if let Some(new) = newest {
-            return self.superseded(origin, new);
+            let (clause, mut steps) = self.superseded(origin, new);
+            if precedes(origin, new) {
+                return (clause, steps);
+            }
+            steps.extend(proof(new));
+            return (Clause::OneOrder, steps);
         }
         match why {
+            // Nothing that is newer was written since.
+            Why::Newer if self.crash.is_some() => self.lost(origin),
             Why::Newer => (Clause::Visibility, effect(origin, Role::Old).collect()),
             Why::Crash => self.lost(origin),
             Why::Other(other) => {
@@ -106,9 +112,12 @@ impl Scene<'_> {
     fn lost(&self, origin: &Effect) -> (Clause, Vec<Step>) {
         let mut steps: Vec<Step> = effect(origin, Role::Old).collect();
         let survivors = self.effects.iter().filter(|it| it.survivor);
-        let newer = survivors.filter(|it| it.answered != NEVER && precedes(origin, it));
-        if let Some(new) = newer.max_by_key(|it| it.invoked) {
+        let newer = survivors.filter(|it| it.answered != NEVER);
+        if let Some(new) = newer.max_by_key(|it| (precedes(origin, it), it.invoked)) {
             steps.extend(effect(new, Role::New));
+            if !precedes(origin, new) {
+                steps.extend(proof(new));
+            }
             let flushes = self.crash.map(|it| &it.flushes);
             let covering = flushes.map(|it| it.latest(self.promise.scope, new.serial));
             if !new.fua {
@@ -164,6 +173,15 @@ const fn precedes(old: &Effect, new: &Effect) -> bool {
         old.answered
     };
     known < new.invoked
+}
+
+/// The read that has found it when older ones were to be found, or newer.
+fn proof(newer: &Effect) -> impl Iterator<Item = Step> + use<> {
+    let seen = newer.seen.as_deref();
+    let read = seen.map(|it| reading(it, newer.content, Role::Proof));
+    let flush = seen.and_then(|it| flush(it.flush));
+    let effect = seen.and_then(|_| effect(newer, Role::Other).next());
+    [read, flush, effect].into_iter().flatten()
 }
 
 /// The number of an event.
