@@ -49,9 +49,10 @@ fn serve(mut socket: UnixStream, disk: &Disk) -> Result<(), Box<dyn std::error::
     flags.set(Flags::CAN_MULTI_CONN, disk.fault != Fault::OneConnection);
     flags.set(Flags::READ_ONLY, disk.fault == Fault::ReadOnly);
     let export = Export::new(Name::default(), SIZE as u64, flags);
-    let session = server_handshake(&mut socket, ServerConfig::new(), |ask| match ask {
-        Ask::Export(ask) => ask.accept(&export),
-        _ => {}
+    let session = server_handshake(&mut socket, ServerConfig::new(), |ask| {
+        if let Ask::Export(ask) = ask {
+            ask.accept(&export);
+        }
     })?;
     let session = session.ok_or("the client has left")?;
     let mut requests = RequestDecoder::new(&session, &Limits::new());

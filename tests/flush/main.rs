@@ -8,6 +8,7 @@ mod fence;
 mod hazards;
 mod kinds;
 mod liveness;
+mod models;
 mod observed;
 mod preflush;
 mod promises;

@@ -27,7 +27,7 @@ impl Played {
     ///
     /// # Errors
     ///
-    /// If it did not, with the explanation of the [check](crate::conformance::check).
+    /// If it did not, with the explanation of the [check](mod@crate::conformance::check).
     pub fn judge(&self) -> Result<(), Broken> {
         if let Err(why) = check(&self.history, self.promise) {
             return Err(Broken::Visibility(why.to_string()));
