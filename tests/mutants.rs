@@ -1,5 +1,6 @@
 //! Broken versions of the coordinator, each with one rule removed: the suite in `tests/flush` has
-//! to catch every one, by the test of the rule that is missing.
+//! to catch every one, by the test of the rule that is missing. The same for the checker of
+//! histories, and the suite in `tests/conformance_check`.
 //!
 //! The crate is copied to a temporary directory; there one mutant after the other is applied,
 //! built and tested. `cargo test --test mutants -- --ignored` runs them all, and
@@ -26,7 +27,13 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// How the names of the tests begin each of which has to fail for some mutant.
 const HAZARD: &str = "hazards::";
 
-/// What the suite needs beyond the library.
+/// The suites, and where the source is that each of them is about.
+const SUITES: [(&str, &str); 2] = [
+    ("flush", "src/flush/"),
+    ("conformance_check", "src/conformance/"),
+];
+
+/// What the suites need beyond the library.
 const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
 
 #[test]
@@ -99,6 +106,13 @@ fn row(mutant: &Mutant, failed: &BTreeSet<String>) -> String {
     )
 }
 
+/// The suite that has to catch a mutant: that of what its first edit is in.
+fn suite_of(mutant: &Mutant) -> &'static str {
+    let file = mutant.edits.first().map_or("", |edit| edit.file);
+    let of = SUITES.iter().find(|(_, source)| file.starts_with(source));
+    of.map_or(SUITES[0].0, |(suite, _)| suite)
+}
+
 /// The text with the one place changed that the edit is about.
 fn apply(mutant: &str, edit: &Edit, source: &str) -> String {
     let found = source.matches(edit.find).count();
@@ -118,7 +132,10 @@ impl Copy {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let to = directory.path();
         copy_all(&root().join("src"), &to.join("src"));
-        copy_all(&root().join("tests/flush"), &to.join("tests/flush"));
+        for (suite, _) in SUITES {
+            let tests = format!("tests/{suite}");
+            copy_all(&root().join(&tests), &to.join(&tests));
+        }
         copy_all(&root().join("tests/data"), &to.join("tests/data"));
         fs::copy(root().join("Cargo.lock"), to.join("Cargo.lock")).unwrap();
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
@@ -132,10 +149,14 @@ impl Copy {
 
     /// Without a mutant all tests have to pass. Returns their names.
     fn control(&self) -> BTreeSet<String> {
-        let (passed, failed) = self.test("the control");
-        assert!(failed.is_empty(), "without any mutant: {failed:?}");
-        assert!(!passed.is_empty());
-        passed
+        let mut tests = BTreeSet::new();
+        for (suite, _) in SUITES {
+            let (passed, failed) = self.test("the control", suite);
+            assert!(failed.is_empty(), "without any mutant: {failed:?}");
+            assert!(!passed.is_empty());
+            tests.extend(passed);
+        }
+        tests
     }
 
     /// The tests that fail with this mutant.
@@ -145,7 +166,7 @@ impl Copy {
             let source = fs::read_to_string(&file).unwrap();
             fs::write(&file, apply(mutant.name, edit, &source)).unwrap();
         }
-        let (_, failed) = self.test(mutant.name);
+        let (_, failed) = self.test(mutant.name, suite_of(mutant));
         for edit in mutant.edits {
             let original = fs::read(root().join(edit.file)).unwrap();
             fs::write(self.path(edit.file), original).unwrap();
@@ -153,9 +174,9 @@ impl Copy {
         failed
     }
 
-    /// Builds the suite and runs it: the tests that passed, and those that failed.
-    fn test(&self, what: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-        let suite = self.build(what);
+    /// Builds a suite and runs it: the tests that passed, and those that failed.
+    fn test(&self, what: &str, suite: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+        let suite = self.build(what, suite);
         let mut command = Command::new(suite);
         command
             .current_dir(self.directory.path())
@@ -175,11 +196,11 @@ impl Copy {
         (with(" ... ok"), with(" ... FAILED"))
     }
 
-    /// The path of the suite's executable.
-    fn build(&self, what: &str) -> PathBuf {
+    /// The path of a suite's executable.
+    fn build(&self, what: &str, suite: &str) -> PathBuf {
         let mut command = Command::new(env!("CARGO"));
         command
-            .args(["test", "--offline", "--test", "flush", "--no-run"])
+            .args(["test", "--offline", "--test", suite, "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .arg("--target-dir")
             .arg(self.path("target"))
@@ -194,11 +215,11 @@ impl Copy {
         assert!(run.succeeded, "{what} does not compile:\n{}", run.errors);
         let messages = run.output.lines();
         let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
-        let suite = messages.find_map(|message: serde_json::Value| {
+        let executable = messages.find_map(|message: serde_json::Value| {
             let executable = message["executable"].as_str()?;
-            (message["target"]["name"] == "flush").then(|| executable.into())
+            (message["target"]["name"] == suite).then(|| executable.into())
         });
-        suite.expect("cargo names the executable")
+        executable.expect("cargo names the executable")
     }
 
     /// Runs a child, and kills it if it takes too long.
@@ -273,7 +294,10 @@ fn reduced(manifest: &str) -> String {
             reduced.push('\n');
         }
     }
-    reduced
-        .push_str("\n[[test]]\nname = \"flush\"\npath = \"tests/flush/main.rs\"\n\n[workspace]\n");
+    for (suite, _) in SUITES {
+        let target = format!("\n[[test]]\nname = \"{suite}\"\npath = \"tests/{suite}/main.rs\"\n");
+        reduced.push_str(&target);
+    }
+    reduced.push_str("\n[workspace]\n");
     reduced
 }

@@ -424,6 +424,33 @@ fn what_reads_prove_goes_through_others() {
 }
 
 #[test]
+fn what_a_read_proves_later_holds_for_what_was_newer_already() {
+    // 1 and 2 overlap, 3 comes after 2; then a read proves 1 before 2, so 1 is before 3.
+    let text = "c0 write #1 0+512 =1\nc1 write #1 0+512 =2\nc1 done #1\nc2 write #1 0+512 =3
+        c2 done #1\nc2 gone\nc0 done #1\nc1 read #2 0+512\nc3 flush #1\nc3 done #1";
+    legal(MULTI, &format!("{text}{}", then_found("1")));
+    let text = "c0 write #1 0+512 =1\nc1 write #1 0+512 =2\nc1 done #1\nc0 read #4 0+512
+        c2 write #1 0+512 =3 fua\nc0 done #1\nc0 read #3 0+512\nc0 data #3 =2\nc2 done #1";
+    legal(MULTI, &format!("{text}{}", then_found("3")));
+    illegal(
+        MULTI,
+        Clause::OneOrder,
+        &format!("{text}{}", then_found("1")),
+    );
+}
+
+#[test]
+fn a_flush_that_is_overtaken_by_a_later_one_does_not_take_its_place() {
+    let text = "c1 flush #1\nc0 write #1 0+512 =1\nc0 done #1\nc2 flush #1\nc2 done #1
+        c1 done #1";
+    illegal(
+        MULTI,
+        Clause::Visibility,
+        &format!("{text}{}", then_found("0")),
+    );
+}
+
+#[test]
 fn what_is_there_at_the_beginning_may_be_unknown() {
     let promise = MULTI.with_initial(Initial::Unknown);
     legal(promise, &format!("{}{}", then_found("5"), then_found("6")));

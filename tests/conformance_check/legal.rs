@@ -64,8 +64,8 @@ fn all_rules() -> impl Iterator<Item = Rules> {
 #[test]
 fn whoever_keeps_a_promise_is_not_accused() {
     for rules in all_rules() {
-        never_accused(rules, 0..120, 300);
-        never_accused(rules, 1000..1010, 6000);
+        never_accused(rules, 0..60, 300);
+        never_accused(rules, 1000..1004, 6000);
     }
 }
 

@@ -4,7 +4,8 @@
 mod brute;
 mod clauses;
 mod dice;
-mod hazards;
 mod legal;
+mod models;
+mod schedules;
 mod server;
 mod small;

@@ -189,12 +189,12 @@ fn compare_many(seeds: std::ops::Range<u64>, ambiguous: bool) {
 
 #[test]
 fn the_verdict_is_that_of_all_runs_of_an_abstract_server() {
-    compare_many(0..40_000, false);
+    compare_many(0..20_000, false);
 }
 
 #[test]
 fn contents_that_several_have_written_are_accused_only_if_no_run_explains_them() {
-    compare_many(0..40_000, true);
+    compare_many(0..20_000, true);
 }
 
 #[test]

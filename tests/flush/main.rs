@@ -8,7 +8,6 @@ mod fence;
 mod hazards;
 mod kinds;
 mod liveness;
-mod models;
 mod observed;
 mod preflush;
 mod promises;

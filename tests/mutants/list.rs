@@ -17,6 +17,10 @@ pub(crate) struct Mutant {
 }
 
 const ACKNOWLEDGE: &str = "src/flush/acknowledge.rs";
+const CHECK_BLOCK: &str = "src/conformance/check/block.rs";
+const CHECK_EFFECT: &str = "src/conformance/check/effect.rs";
+const CHECKER: &str = "src/conformance/check/checker.rs";
+const CHECK_FLUSHES: &str = "src/conformance/check/flushes.rs";
 const COHERENT: &str = "src/flush/coherent.rs";
 const COORDINATOR: &str = "src/flush/coordinator.rs";
 const FENCE: &str = "src/flush/fence.rs";
@@ -1774,5 +1778,162 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "        self.multi_conn |= advertised.multi_conn;\n",
         }],
         caught_by: &["models::a_server_is_held_to_what_it_has_advertised"],
+    },
+    // The checker of histories.
+    Mutant {
+        name: "the checker lets a flush cover what was answered before its reply",
+        edits: &[Edit {
+            file: CHECKER,
+            find: "                let flush = Flushed {
+                    invoked: command.invoked,",
+            replace: "                let flush = Flushed {
+                    invoked: self.now,",
+        }],
+        caught_by: &["clauses::a_flush_sent_before_the_reply_covers_nothing", "schedules::a_flush_whose_reply_comes_late_covers_no_more_than_what_was_answered_when_it_was_sent"],
+    },
+    Mutant {
+        name: "the checker judges a read by the flushes before its reply",
+        edits: &[Edit {
+            file: CHECKER,
+            find: "            at: command.invoked,
+            flush: command.flush,
+        };",
+            replace: "            at: command.invoked,
+            flush: self.flushes.latest(self.promise.scope, command.serial),
+        };",
+        }],
+        caught_by: &["clauses::a_read_sent_before_the_flush_was_answered_may_find_what_is_old"],
+    },
+    Mutant {
+        name: "the checker believes in flushes that failed",
+        edits: &[Edit {
+            file: CHECKER,
+            find: "            (Command::Flush, Outcome::Done) => {",
+            replace: "            (Command::Flush, _) => {",
+        }],
+        caught_by: &["clauses::a_failed_flush_covers_nothing", "schedules::e3_what_a_failed_flush_has_not_written_out_is_not_promised"],
+    },
+    Mutant {
+        name: "the checker takes the latest reply for the flush that covers the most",
+        edits: &[Edit {
+            file: CHECK_FLUSHES,
+            find: "        if flush.invoked > latest.invoked {",
+            replace: "        if flush.invoked != latest.invoked {",
+        }],
+        caught_by: &["clauses::a_flush_that_is_overtaken_by_a_later_one_does_not_take_its_place"],
+    },
+    Mutant {
+        name: "the checker ignores FUA",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "effect.fua = succeeded && effect.wants_fua;",
+            replace: "effect.fua = false;",
+        }],
+        caught_by: &["clauses::fua_covers_its_own_data", "schedules::r5_what_fua_has_written_is_found_by_all"],
+    },
+    Mutant {
+        name: "the checker believes in FUA that failed",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "effect.fua = succeeded && effect.wants_fua;",
+            replace: "effect.fua = effect.wants_fua;
+        effect.settled = now;",
+        }],
+        caught_by: &["clauses::fua_that_failed_covers_nothing"],
+    },
+    Mutant {
+        name: "the checker takes a failed write for settled",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "        if succeeded || effect.found {",
+            replace: "        if succeeded || now > 0 {",
+        }],
+        caught_by: &["clauses::a_failed_write_may_take_effect_or_not_and_late"],
+    },
+    Mutant {
+        name: "the checker never takes a failed write for settled",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "        if effect.failed && effect.settled == NEVER {",
+            replace: "        if effect.failed && effect.settled == 0 {",
+        }],
+        caught_by: &["clauses::a_failed_write_that_was_read_has_taken_effect", "schedules::t6_a_failed_write_that_was_read_is_covered_by_the_next_flush"],
+    },
+    Mutant {
+        name: "the checker learns no order from reads",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "        if older & !effect.before == 0 {",
+            replace: "        if older & !effect.before != Places::MAX {",
+        }],
+        caught_by: &["clauses::writes_that_overlap_in_time_have_one_order", "small::the_verdict_is_that_of_all_runs_of_an_abstract_server"],
+    },
+    Mutant {
+        name: "the checker learns from reads only what they say themselves",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "            if it.before >> place & 1 == 1 {
+                it.before |= before;",
+            replace: "            if it.before >> place & 1 == 1 {
+                it.before |= before & it.before;",
+        }],
+        caught_by: &["clauses::what_a_read_proves_later_holds_for_what_was_newer_already"],
+    },
+    Mutant {
+        name: "the checker allows a crash to leave several images",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "        if others != 0 && legal & !survivors == 0 {",
+            replace: "        if others == 0 && legal & !survivors == 0 {",
+        }],
+        caught_by: &["clauses::a_crash_leaves_one_image", "clauses::nothing_that_was_in_flight_takes_effect_after_a_crash"],
+    },
+    Mutant {
+        name: "the checker lets a crash undo what was covered",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "        let dead = self.older_than(durable) | self.places(|it| it.dead);
+        self.remove(dead, Why::Crash, gone);",
+            replace: "        let dead = self.older_than(0 & durable) | self.places(|it| it.dead);
+        self.remove(dead, Why::Crash, gone);",
+        }],
+        caught_by: &["small::the_verdict_is_that_of_all_runs_of_an_abstract_server"],
+    },
+    Mutant {
+        name: "the checker forgets what reads in flight may find",
+        edits: &[Edit {
+            file: CHECKER,
+            find: "                Some((&at, &flush)) => (at, flush),",
+            replace: "                Some(_) => (self.now, latest),",
+        }],
+        caught_by: &["clauses::a_read_that_was_in_flight_is_judged_by_when_it_was_sent_however_much_came_meanwhile"],
+    },
+    Mutant {
+        name: "the checker orders what different connections write without a flush",
+        edits: &[Edit {
+            file: CHECK_EFFECT,
+            find: "        ordered || effect.serial == serial ||",
+            replace: "        ordered || serial > 0 || effect.serial == serial ||",
+        }],
+        caught_by: &["clauses::what_others_write_keeps_its_order_if_that_is_promised"],
+    },
+    Mutant {
+        name: "the checker takes a connection that came back for the same one",
+        edits: &[Edit {
+            file: CHECKER,
+            find: "        self.connections.remove(&conn);
+        let of_conn",
+            replace: "        let of_conn",
+        }],
+        caught_by: &["clauses::a_connection_that_came_back_under_the_same_number_is_another_one"],
+    },
+    Mutant {
+        name: "the checker accuses mixtures of what is legal",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "            if effect.is_anything() || another {",
+            replace: "            if effect.is_anything() && another {",
+        }],
+        caught_by: &["clauses::a_mixture_is_found_only_where_two_are_legal"],
     },
 ];
