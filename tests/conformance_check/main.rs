@@ -5,6 +5,7 @@ mod brute;
 mod clauses;
 mod dice;
 mod legal;
+mod models;
 mod schedules;
 mod server;
 mod small;

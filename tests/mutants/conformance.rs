@@ -6,7 +6,11 @@ const CHECKER: &str = "src/conformance/check/checker.rs";
 const CHECK_BLOCK: &str = "src/conformance/check/block.rs";
 const CHECK_EFFECT: &str = "src/conformance/check/effect.rs";
 const CHECK_FLUSHES: &str = "src/conformance/check/flushes.rs";
-const FUA: &str = "src/flush/fua.rs";
+const JUDGE: &str = "src/conformance/property/judge.rs";
+const MODEL: &str = "src/conformance/backend/model.rs";
+const MODEL_SERVER: &str = "src/conformance/property/model_server.rs";
+const MODEL_STORAGE: &str = "src/conformance/backend/storage.rs";
+const SCHEDULE: &str = "src/conformance/property/schedule.rs";
 
 pub(crate) const MUTANTS: &[Mutant] = &[
     // The checker of histories.
@@ -185,5 +189,108 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "            if effect.is_anything() && another {",
         }],
         caught_by: &["clauses::a_mixture_is_found_only_where_two_are_legal"],
+    },
+    // The models that others test with.
+    Mutant {
+        name: "a flush of a model drops what was written since it began",
+        edits: &[Edit {
+            file: MODEL,
+            find: "        if cached.stamp != old.stamp {\n",
+            replace: "        if cached.stamp < old.stamp {\n",
+        }],
+        caught_by: &["models::a_flush_does_not_cover_what_completes_while_it_runs"],
+    },
+    Mutant {
+        name: "a flush of a model keeps what was loaded before it",
+        edits: &[Edit {
+            file: MODEL,
+            find: "            _ => {\n                open.cache.remove(&block);\n            }\n",
+            replace: "            _ => cached.dirty = false,\n",
+        }],
+        caught_by: &["models::a_flush_drops_what_was_loaded_before_it"],
+    },
+    Mutant {
+        name: "a flush of a model writes once more what was written back meanwhile",
+        edits: &[Edit {
+            file: MODEL,
+            find: "                before.dirty = false;\n",
+            replace: "                before.dirty &= true;\n",
+        }],
+        caught_by: &["models::what_was_written_back_is_not_written_once_more"],
+    },
+    Mutant {
+        name: "what is dirty in a model never survives a crash",
+        edits: &[Edit {
+            file: MODEL,
+            find: "open.cache.get(&block).filter(|it| it.dirty);",
+            replace: "open.cache.get(&block).filter(|_| false);",
+        }],
+        caught_by: &["models::whatever_is_dirty_may_survive_a_crash"],
+    },
+    Mutant {
+        name: "a failed flush of a model keeps what it should drop",
+        edits: &[Edit {
+            file: MODEL,
+            find: "                    open.cache.clear();\n",
+            replace: "                    open.cache.len();\n",
+        }],
+        caught_by: &["models::a_failed_flush_of_the_dropping_kind_drops"],
+    },
+    Mutant {
+        name: "a flush of a model makes permanent what others have written back",
+        edits: &[Edit {
+            file: MODEL_STORAGE,
+            find: "puts.find(|it| by.is_none_or(|by| by == it.by) && it.version.at <= until);",
+            replace: "puts.find(|it| it.version.at <= until || by.is_none());",
+        }],
+        caught_by: &["models::volatile_storage_keeps_what_its_own_handle_has_flushed"],
+    },
+    Mutant {
+        name: "no crash is tried after a command with FUA",
+        edits: &[Edit {
+            file: SCHEDULE,
+            find: "command == Command::Flush || command.has_fua();",
+            replace: "command == Command::Flush;",
+        }],
+        caught_by: &["models::a_crash_right_after_a_command_with_fua_shows_that_it_was_lost"],
+    },
+    Mutant {
+        name: "crashes are tried, and not judged",
+        edits: &[Edit {
+            file: JUDGE,
+            find: "self.images.iter().enumerate() {",
+            replace: "self.images.iter().take(0).enumerate() {",
+        }],
+        caught_by: &[
+            "models::a_crash_right_after_a_flush_shows_what_it_did_not_cover",
+            "models::a_crash_right_after_a_command_with_fua_shows_that_it_was_lost",
+        ],
+    },
+    Mutant {
+        name: "a command of a model server may be answered twice",
+        edits: &[Edit {
+            file: MODEL_SERVER,
+            find: "        if core::mem::replace(&mut pending.answered, true) {\n",
+            replace: "        if core::mem::take(&mut pending.answered) {\n",
+        }],
+        caught_by: &["models::each_command_is_answered_once"],
+    },
+    Mutant {
+        name: "a command that is never answered is forgiven",
+        edits: &[Edit {
+            file: SCHEDULE,
+            find: "        match self.sent.first_key_value() {\n",
+            replace: "        match self.sent.first_key_value().filter(|_| false) {\n",
+        }],
+        caught_by: &["models::each_command_is_answered_once"],
+    },
+    Mutant {
+        name: "a server is held to multi-conn whatever it has advertised",
+        edits: &[Edit {
+            file: SCHEDULE,
+            find: "        self.multi_conn &= advertised.multi_conn;\n",
+            replace: "        self.multi_conn |= advertised.multi_conn;\n",
+        }],
+        caught_by: &["models::a_server_is_held_to_what_it_has_advertised"],
     },
 ];

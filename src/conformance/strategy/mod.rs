@@ -8,4 +8,6 @@
 pub use proptest;
 
 pub mod handshake;
+pub mod history;
+pub mod schedule;
 pub mod transmission;
