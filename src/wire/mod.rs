@@ -1,9 +1,9 @@
 //! Bytes to values and back: every message of the protocol, in both directions.
 //!
 //! Pure functions on what they are given. Nothing here keeps state, does I/O, or knows what is
-//! legal *when*: that is for `handshake` and
-//! `transmission`. Fixed headers decode from and encode to arrays, so
-//! that there is no such thing as a short read; payload is never touched.
+//! legal *when*: that is for [`handshake`](crate::handshake) and
+//! [`transmission`](crate::transmission). Fixed headers decode from and encode to arrays, so that
+//! there is no such thing as a short read; payload is never touched.
 //!
 //! ```
 //! use nbd_proto::wire::{CommandType, OptionCode};
@@ -12,6 +12,8 @@
 //! assert_eq!(CommandType(3), CommandType::FLUSH);
 //! assert_eq!(CommandType(99).name(), None);
 //! ```
+//!
+#![cfg_attr(doc, doc = include_str!("../../PROTOCOL.md"))]
 
 mod chunk;
 mod codes;
