@@ -25,11 +25,10 @@ mod option;
 mod option_reply;
 mod reply;
 mod request;
+mod status;
 mod string;
 
-pub use chunk::{
-    DataHead, ErrorChunk, Extent, Extents, Hole, IllegalStatus, MAX_ERROR_MESSAGE, StatusChunk,
-};
+pub use chunk::{DataHead, ErrorChunk, Hole, MAX_ERROR_MESSAGE};
 pub use codes::{ChunkType, CommandType, Errno, InfoType, OptionCode, ReplyType};
 pub use flags::{
     AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
@@ -42,7 +41,7 @@ pub use reply::{
     Chunk, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply,
 };
 pub use request::{Cookie, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Request, StatusQuery, TooLong};
-
+pub use status::{Extent, Extents, IllegalStatus, StatusChunk};
 pub use string::{BadString, MAX_STRING, Name};
 
 /// A header that does not begin with the magic number that belongs there.
