@@ -7,7 +7,7 @@ mod tls_support;
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 use nbd_proto::handshake::{ClientConfig, TlsWanted, Wanted};
@@ -223,7 +223,12 @@ fn tls_is_for_who_wants_it_unless_it_is_required() {
 fn a_server_without_a_certificate_has_no_tls() {
     let authority = Authority::new();
     let serve = Serve::start(&[]);
-    assert!(Side::of(&authority).connect(&serve).is_err());
+    // It says so; it does not agree, only to fail.
+    let Err(refused) = Side::of(&authority).connect(&serve) else {
+        panic!("TLS without a certificate");
+    };
+    let refused = refused.to_string();
+    assert!(refused.contains("refused STARTTLS"), "{refused}");
     without_tls(&serve).unwrap().disconnect();
     serve.stop().well();
 }
@@ -304,6 +309,8 @@ fn plaintext_in_the_middle_of_a_session_is_no_request() {
     let mut stream = client.stream.sock;
     stream.write_all(&write).unwrap();
     stream.write_all(b"evil").unwrap();
+    // A server that took it for a request would wait for the next.
+    stream.shutdown(Shutdown::Write).unwrap();
     let heard = rest(stream);
     // Application data or an alert, both in records.
     assert!(

@@ -7,11 +7,12 @@ pub use wanted::{Negotiated, Wanted};
 use alloc::vec::Vec;
 
 use super::client::{ClientConfig, ClientHandshake, ClientStep};
+use super::inspector::ExportInfo;
 use super::opening::{Opening, TlsWanted};
 use super::tls::TlsStart;
 use crate::error::{Fatal, Refused};
 use crate::session::{ReplyStyle, Session};
-use crate::wire::{GreetingStyle, HandshakeFlags, Info, Name, OptionCode, OptionReply, ReplyType};
+use crate::wire::{GreetingStyle, HandshakeFlags, Name, OptionCode, OptionReply, ReplyType};
 
 /// Where a [`Negotiator`] is.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,7 +80,8 @@ pub struct Negotiator {
     wanted: Wanted,
     opening: Opening,
     next: Next,
-    heard: Heard,
+    /// What the server told about the export.
+    heard: ExportInfo,
     refused: Option<Refused>,
 }
 
@@ -89,14 +91,6 @@ enum Next {
     Contexts,
     Go,
     ExportName,
-}
-
-/// What the server told about the export.
-#[derive(Debug, Default)]
-struct Heard {
-    name: Option<Name>,
-    description: Option<Name>,
-    block_sizes: bool,
 }
 
 impl Negotiator {
@@ -112,7 +106,7 @@ impl Negotiator {
             opening: Opening::new(wanted.basics),
             wanted,
             next: Next::Contexts,
-            heard: Heard::default(),
+            heard: ExportInfo::default(),
             refused: None,
         }
     }
@@ -191,9 +185,7 @@ impl Negotiator {
 
     fn on_reply(&mut self, option: OptionCode, reply: OptionReply) {
         match reply {
-            OptionReply::Info(Info::Name(name)) => self.heard.name = Some(name),
-            OptionReply::Info(Info::Description(text)) => self.heard.description = Some(text),
-            OptionReply::Info(Info::BlockSize { .. }) => self.heard.block_sizes = true,
+            OptionReply::Info(info) => self.heard.learn(info),
             OptionReply::Error { code, message } => self.on_error(Refused {
                 option,
                 code,
@@ -204,7 +196,7 @@ impl Negotiator {
     }
 
     fn on_error(&mut self, refused: Refused) {
-        self.heard = Heard::default();
+        self.heard = ExportInfo::default();
         let compact = self.handshake.reply_style() != ReplyStyle::Extended;
         match (refused.option, refused.code) {
             // proto.md under `NBD_OPT_GO`: "clients SHOULD be prepared to also handle
@@ -234,7 +226,7 @@ impl Negotiator {
             greeting,
             handshake_flags,
             announced_flags: self.handshake.announced_flags(),
-            block_sizes_announced: self.heard.block_sizes,
+            block_sizes_announced: self.heard.block_sizes.is_some(),
             name: self.heard.name.clone(),
             description: self.heard.description.clone(),
             refused: self.opening.refused.clone(),

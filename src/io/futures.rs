@@ -51,17 +51,13 @@ use crate::session::Session;
 pub async fn server_handshake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     config: ServerConfig,
-    mut answer: impl FnMut(Ask<'_>),
+    answer: impl FnMut(Ask<'_>),
 ) -> Result<Option<Session>, Error<Fatal>> {
     if config.tls() != TlsPolicy::None {
         return Err(no_tls_here().into());
     }
-    let mut out = Vec::new();
-    let mut handshake = ServerHandshake::new(config, &mut out);
-    match serve(stream, &mut handshake, &mut out, &mut answer).await? {
-        Served::Over(session) => Ok(session),
-        Served::StartTls(_) => Err(no_tls_here().into()),
-    }
+    let (_, session) = server_handshake_with_tls(stream, config, no_upgrade, answer).await?;
+    Ok(session)
 }
 
 /// Shakes hands as a server that has TLS.
@@ -117,11 +113,8 @@ pub async fn client_handshake<S: AsyncRead + AsyncWrite + Unpin>(
     if wanted.tls() != TlsWanted::No {
         return Err(no_tls_here().into());
     }
-    let mut negotiator = Negotiator::new(wanted, config);
-    match talk(stream, &mut negotiator, &mut Vec::new()).await? {
-        Talked::Over(negotiated) => Ok(negotiated),
-        Talked::StartTls(_) => Err(no_tls_here().into()),
-    }
+    let (_, negotiated) = client_handshake_with_tls(stream, wanted, config, no_upgrade).await?;
+    Ok(negotiated)
 }
 
 /// Shakes hands as a client that can have TLS.
@@ -157,13 +150,7 @@ pub async fn inspect<S: AsyncRead + AsyncWrite + Unpin>(
     inspect: Inspect,
     config: ClientConfig,
 ) -> (Report, Result<(), Error<NegotiateError>>) {
-    let mut inspector = Inspector::new(inspect, config);
-    let end = match talk(stream, &mut inspector, &mut Vec::new()).await {
-        Ok(Talked::Over(_)) => Ok(()),
-        Ok(Talked::StartTls(_)) => Err(no_tls_here().into()),
-        Err(error) => Err(error),
-    };
-    (inspector.report().clone(), end)
+    inspect_with_tls(stream, inspect, config, no_upgrade).await
 }
 
 /// Asks a server what it has, over TLS if that is [wanted](Inspect::with_tls), and leaves.
@@ -272,6 +259,11 @@ where
         Talked::Over(done) => Ok((MaybeTls::Tls(stream), done)),
         Talked::StartTls(_) => Err(no_tls_here().into()),
     }
+}
+
+/// The upgrade of the drivers without TLS.
+async fn no_upgrade<S>(_: S) -> io::Result<S> {
+    Err(no_tls_here())
 }
 
 async fn send<S: AsyncWrite + Unpin, P>(stream: &mut S, out: &mut Vec<u8>) -> Result<(), Error<P>> {

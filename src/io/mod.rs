@@ -100,17 +100,13 @@ pub type Shaken<S, T, D, P> = Result<(MaybeTls<S, T>, D), Error<P>>;
 pub fn server_handshake<S: Read + Write>(
     stream: &mut S,
     config: ServerConfig,
-    mut answer: impl FnMut(Ask<'_>),
+    answer: impl FnMut(Ask<'_>),
 ) -> Result<Option<Session>, Error<Fatal>> {
     if config.tls() != TlsPolicy::None {
         return Err(no_tls_here().into());
     }
-    let mut out = Vec::new();
-    let mut handshake = ServerHandshake::new(config, &mut out);
-    match serve(stream, &mut handshake, &mut out, &mut answer)? {
-        Served::Over(session) => Ok(session),
-        Served::StartTls(_) => Err(no_tls_here().into()),
-    }
+    let (_, session) = server_handshake_with_tls(stream, config, no_upgrade, answer)?;
+    Ok(session)
 }
 
 /// Shakes hands as a server that has TLS.
@@ -159,11 +155,8 @@ pub fn client_handshake<S: Read + Write>(
     if wanted.tls() != TlsWanted::No {
         return Err(no_tls_here().into());
     }
-    let mut negotiator = Negotiator::new(wanted, config);
-    match talk(stream, &mut negotiator, &mut Vec::new())? {
-        Talked::Over(negotiated) => Ok(negotiated),
-        Talked::StartTls(_) => Err(no_tls_here().into()),
-    }
+    let (_, negotiated) = client_handshake_with_tls(stream, wanted, config, no_upgrade)?;
+    Ok(negotiated)
 }
 
 /// Shakes hands as a client that can have TLS.
@@ -194,13 +187,7 @@ pub fn inspect<S: Read + Write>(
     inspect: Inspect,
     config: ClientConfig,
 ) -> (Report, Result<(), Error<NegotiateError>>) {
-    let mut inspector = Inspector::new(inspect, config);
-    let end = match talk(stream, &mut inspector, &mut Vec::new()) {
-        Ok(Talked::Over(_)) => Ok(()),
-        Ok(Talked::StartTls(_)) => Err(no_tls_here().into()),
-        Err(error) => Err(error),
-    };
-    (inspector.report().clone(), end)
+    inspect_with_tls(stream, inspect, config, no_upgrade)
 }
 
 /// Asks a server what it has, over TLS if that is [wanted](Inspect::with_tls), and leaves.
@@ -426,6 +413,11 @@ fn no_tls_here() -> io::Error {
         io::ErrorKind::InvalidInput,
         "TLS is offered or wanted, but this driver cannot start it",
     )
+}
+
+/// The upgrade of the drivers without TLS.
+fn no_upgrade<S>(_: S) -> io::Result<S> {
+    Err(no_tls_here())
 }
 
 fn send<S: Write, P>(stream: &mut S, out: &mut Vec<u8>) -> Result<(), Error<P>> {

@@ -1,9 +1,9 @@
 //! Bytes to values and back: every message of the protocol, in both directions.
 //!
 //! Pure functions on what they are given. Nothing here keeps state, does I/O, or knows what is
-//! legal *when*: that is for `handshake` and
-//! `transmission`. Fixed headers decode from and encode to arrays, so
-//! that there is no such thing as a short read; payload is never touched.
+//! legal *when*: that is for [`handshake`](crate::handshake) and
+//! [`transmission`](crate::transmission). Fixed headers decode from and encode to arrays, so that
+//! there is no such thing as a short read; payload is never touched.
 //!
 //! ```
 //! use nbd_proto::wire::{CommandType, OptionCode};
@@ -12,6 +12,8 @@
 //! assert_eq!(CommandType(3), CommandType::FLUSH);
 //! assert_eq!(CommandType(99).name(), None);
 //! ```
+//!
+#![cfg_attr(doc, doc = include_str!("../../PROTOCOL.md"))]
 
 mod chunk;
 mod codes;
@@ -23,11 +25,10 @@ mod option;
 mod option_reply;
 mod reply;
 mod request;
+mod status;
 mod string;
 
-pub use chunk::{
-    DataHead, ErrorChunk, Extent, Extents, Hole, IllegalStatus, MAX_ERROR_MESSAGE, StatusChunk,
-};
+pub use chunk::{DataHead, ErrorChunk, Hole, MAX_ERROR_MESSAGE};
 pub use codes::{ChunkType, CommandType, Errno, InfoType, OptionCode, ReplyType};
 pub use flags::{
     AllocationFlags, ClientFlags, CommandFlags, HandshakeFlags, ReplyFlags, TransmissionFlags,
@@ -40,7 +41,7 @@ pub use reply::{
     Chunk, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, SimpleReply,
 };
 pub use request::{Cookie, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Request, StatusQuery, TooLong};
-
+pub use status::{Extent, Extents, IllegalStatus, StatusChunk};
 pub use string::{BadString, MAX_STRING, Name};
 
 /// A header that does not begin with the magic number that belongs there.

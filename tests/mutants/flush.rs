@@ -45,9 +45,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
         ],
         caught_by: &[
-            "hazards::t1_a_write_that_ends_after_anothers_flush_is_covered_by_the_next_flush",
-            "hazards::t1_holds_in_plugin_mode_over_a_shared_volatile_cache",
-            "hazards::t2_a_flush_pipelined_behind_a_write_does_not_make_its_connection_clean",
+            "hazards::tracking::t1_a_write_that_ends_after_anothers_flush_is_covered_by_the_next_flush",
+            "hazards::tracking::t1_holds_in_plugin_mode_over_a_shared_volatile_cache",
+            "hazards::tracking::t2_a_flush_pipelined_behind_a_write_does_not_make_its_connection_clean",
         ],
     },
     Mutant {
@@ -58,7 +58,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "member.covered = now;",
         }],
         caught_by: &[
-            "hazards::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
+            "hazards::tracking::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
         ],
     },
     Mutant {
@@ -68,7 +68,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "group.covered_all = group.covered_all.max(running.start);",
             replace: "group.covered_all = now;",
         }],
-        caught_by: &["hazards::t3_holds_over_a_shared_volatile_cache"],
+        caught_by: &["hazards::tracking::t3_holds_over_a_shared_volatile_cache"],
     },
     Mutant {
         name: "a client's flush always joins the running round",
@@ -78,7 +78,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "Some(round) => {",
         }],
         caught_by: &[
-            "hazards::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
+            "hazards::tracking::t3_a_write_that_ends_while_its_handle_is_flushed_is_covered_by_the_next_flush",
         ],
     },
     Mutant {
@@ -88,7 +88,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "Some(running) if running.start > last_mod => work.joined.push(need),",
             replace: "Some(_) => work.joined.push(need),",
         }],
-        caught_by: &["hazards::t3_fua_does_not_join_a_flush_that_began_before_it_was_executed"],
+        caught_by: &["hazards::tracking::t3_fua_does_not_join_a_flush_that_began_before_it_was_executed"],
     },
     Mutant {
         name: "native FUA is not noted as a write-out",
@@ -97,7 +97,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "group.write_outs.note(op.member, now);",
             replace: "",
         }],
-        caught_by: &["hazards::t4_native_fua_counts_as_a_write_out_for_the_caches_of_others"],
+        caught_by: &["hazards::tracking::t4_native_fua_counts_as_a_write_out_for_the_caches_of_others"],
     },
     Mutant {
         name: "a flush of any handle makes all clean",
@@ -106,7 +106,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        if group.covers_all() {\n",
             replace: "        if true {\n",
         }],
-        caught_by: &["hazards::t4_fua_covers_no_write_of_another_connection"],
+        caught_by: &["hazards::tracking::t4_fua_covers_no_write_of_another_connection"],
     },
     Mutant {
         name: "fast skips flushes in plugin mode by one mark for all",
@@ -127,7 +127,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
 ",
             },
         ],
-        caught_by: &["hazards::t5_fast_skips_a_flush_only_where_one_handle_covers_all"],
+        caught_by: &["hazards::tracking::t5_fast_skips_a_flush_only_where_one_handle_covers_all"],
     },
     Mutant {
         name: "a write that failed does not count as a modification",
@@ -136,7 +136,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        if op.modification {\n",
             replace: "        if op.modification && result.is_ok() {\n",
         }],
-        caught_by: &["hazards::t6_a_write_that_failed_may_have_had_an_effect_and_is_flushed"],
+        caught_by: &["hazards::tracking::t6_a_write_that_failed_may_have_had_an_effect_and_is_flushed"],
     },
     Mutant {
         name: "off skips flushes of handles that need none",
@@ -156,9 +156,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "if round.step == Step::WriteOut && path == Path::Own && !failed {",
         }],
         caught_by: &[
-            "hazards::r1_what_is_read_between_the_flushes_of_a_round_is_dropped",
-            "hazards::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind",
-            "hazards::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
+            "hazards::reading::r1_what_is_read_between_the_flushes_of_a_round_is_dropped",
+            "hazards::reading::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind",
+            "hazards::reading::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
         ],
     },
     Mutant {
@@ -189,7 +189,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 replace: "if round.step == Step::WriteOut && path == Path::Own && !failed {",
             },
         ],
-        caught_by: &["hazards::r1_what_is_read_between_the_flushes_of_a_round_is_dropped"],
+        caught_by: &["hazards::reading::r1_what_is_read_between_the_flushes_of_a_round_is_dropped"],
     },
     Mutant {
         name: "a handle is invalidated without waiting for its commands in flight",
@@ -198,7 +198,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        if member.in_flight.is_empty() || self.serializes() {\n            self.flush_later(key, need);",
             replace: "        if true {\n            self.flush_later(key, need);",
         }],
-        caught_by: &["hazards::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind"],
+        caught_by: &["hazards::reading::r2_a_read_that_is_held_across_a_round_leaves_nothing_old_behind"],
     },
     Mutant {
         name: "cache and block status do not count as loads",
@@ -211,7 +211,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         {",
         }],
         caught_by: &[
-            "hazards::r2_what_cache_and_block_status_load_is_dropped_like_what_a_read_loads",
+            "hazards::reading::r2_what_cache_and_block_status_load_is_dropped_like_what_a_read_loads",
         ],
     },
     Mutant {
@@ -225,7 +225,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         {",
         }],
         caught_by: &[
-            "hazards::r3_a_held_write_that_fills_its_neighbourhood_leaves_nothing_old_behind",
+            "hazards::reading::r3_a_held_write_that_fills_its_neighbourhood_leaves_nothing_old_behind",
         ],
     },
     Mutant {
@@ -235,7 +235,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "        if member.backend.self_coherent() {",
             replace: "        if true {",
         }],
-        caught_by: &["hazards::r2_a_held_read_leaves_nothing_older_than_its_own_connections_write"],
+        caught_by: &["hazards::reading::r2_a_held_read_leaves_nothing_older_than_its_own_connections_write"],
     },
     Mutant {
         name: "what is loaded during a flush of the handle is forgotten",
@@ -245,7 +245,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "self.oldest_in_flight",
         }],
         caught_by: &[
-            "hazards::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
+            "hazards::reading::r4_a_read_during_its_handles_own_flush_is_remembered_until_the_next_round",
         ],
     },
     Mutant {
@@ -256,7 +256,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "oldest_in_flight: None,",
         }],
         caught_by: &[
-            "hazards::r4_a_read_that_began_before_its_handles_own_flush_is_remembered_too",
+            "hazards::reading::r4_a_read_that_began_before_its_handles_own_flush_is_remembered_too",
         ],
     },
     // FUA.
@@ -267,7 +267,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "(Fua::Emulated, Ok(())) => self",
             replace: "(Fua::Emulated, Err(_)) => self",
         }],
-        caught_by: &["hazards::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
+        caught_by: &["hazards::reading::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
     },
     Mutant {
         name: "FUA does not invalidate what others hold",
@@ -276,7 +276,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "(false, Ok(())) => self.invalidate_for_fua(wait, key),",
             replace: "(false, Ok(())) => {}",
         }],
-        caught_by: &["hazards::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
+        caught_by: &["hazards::reading::r5_fua_invalidates_what_others_read_while_it_was_written_out"],
     },
     Mutant {
         name: "FUA fails for the failures of others",
@@ -289,7 +289,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             }",
         }],
         caught_by: &[
-            "hazards::e2_the_failure_of_another_handle_is_its_owners_and_not_that_of_a_fua_command",
+            "hazards::failing::e2_the_failure_of_another_handle_is_its_owners_and_not_that_of_a_fua_command",
         ],
     },
     Mutant {
@@ -300,7 +300,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "(true, Err(_)) => {}",
         }],
         caught_by: &[
-            "hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
+            "hazards::failing::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
         ],
     },
     Mutant {
@@ -325,7 +325,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
 ",
             },
         ],
-        caught_by: &["hazards::e1_a_fua_command_whose_own_write_out_fails_fails"],
+        caught_by: &["hazards::failing::e1_a_fua_command_whose_own_write_out_fails_fails"],
     },
     // Failures.
     Mutant {
@@ -335,7 +335,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "                group.failed.get_or_insert(why);\n",
             replace: "",
         }],
-        caught_by: &["hazards::e1_after_a_failed_flush_no_flush_of_the_group_succeeds"],
+        caught_by: &["hazards::failing::e1_after_a_failed_flush_no_flush_of_the_group_succeeds"],
     },
     Mutant {
         name: "a failed flush covers as much as one that succeeded",
@@ -348,7 +348,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         }
         let alone = ",
         }],
-        caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
+        caught_by: &["hazards::failing::e1_under_retry_a_later_flush_writes_what_was_kept"],
     },
     Mutant {
         name: "a round forgets the failure of a handle",
@@ -360,7 +360,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         round.remaining",
             replace: "        let _ = result;\n        round.remaining",
         }],
-        caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
+        caught_by: &["hazards::failing::e1_under_retry_a_later_flush_writes_what_was_kept"],
     },
     Mutant {
         name: "the owner of what could not be written is not told",
@@ -369,7 +369,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "AfterFailure::Retry if uncovered => {\n",
             replace: "AfterFailure::Retry if !uncovered => {\n",
         }],
-        caught_by: &["hazards::e1_under_retry_a_later_flush_writes_what_was_kept"],
+        caught_by: &["hazards::failing::e1_under_retry_a_later_flush_writes_what_was_kept"],
     },
     Mutant {
         name: "a failure is told to a flush that waits for the next round, but not remembered",
@@ -378,7 +378,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "            group.waiting_failed = Some(why);\n",
             replace: "",
         }],
-        caught_by: &["hazards::every_flush_that_arrived_before_a_loss_was_reported_fails"],
+        caught_by: &["hazards::failing::every_flush_that_arrived_before_a_loss_was_reported_fails"],
     },
     Mutant {
         name: "a round stops at the first error",
@@ -416,7 +416,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
 ",
             },
         ],
-        caught_by: &["hazards::e3_a_round_with_a_failing_handle_writes_out_all_the_others"],
+        caught_by: &["hazards::failing::e3_a_round_with_a_failing_handle_writes_out_all_the_others"],
     },
     Mutant {
         name: "a sticky failure outlives the connections that were told",
@@ -425,7 +425,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "if group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
             replace: "if !group.failed_reported && self.config.after_failure() == AfterFailure::Sticky {",
         }],
-        caught_by: &["hazards::e1_a_failure_ends_with_the_last_connection_that_was_told"],
+        caught_by: &["hazards::failing::e1_a_failure_ends_with_the_last_connection_that_was_told"],
     },
     Mutant {
         name: "a sticky failure of a connection's own flush is forgotten",
@@ -434,7 +434,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "AfterFailure::Sticky if alone => member.work_mut().failed = Some(why),",
             replace: "AfterFailure::Sticky if alone => {}",
         }],
-        caught_by: &["hazards::e1_holds_for_a_connections_own_flushes_in_plugin_mode"],
+        caught_by: &["hazards::failing::e1_holds_for_a_connections_own_flushes_in_plugin_mode"],
     },
     // Coming and going.
     Mutant {
@@ -445,7 +445,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "if awaited && member.gave_up() && member.backend.flush() && self.is_uncovered(key) {",
         }],
         caught_by: &[
-            "hazards::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
+            "hazards::connecting::c1_a_connection_that_leaves_is_written_out_before_its_handle_is_closed",
         ],
     },
     Mutant {
@@ -458,7 +458,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "        self.pending == 0\n",
         }],
         caught_by: &[
-            "hazards::c1_a_connection_that_leaves_with_a_write_in_flight_is_written_out_after_it",
+            "hazards::connecting::c1_a_connection_that_leaves_with_a_write_in_flight_is_written_out_after_it",
         ],
     },
     Mutant {
@@ -469,7 +469,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "let _ = (group, why);",
         }],
         caught_by: &[
-            "hazards::c1_a_flush_fails_after_a_leaving_connection_could_not_be_written_out",
+            "hazards::connecting::c1_a_flush_fails_after_a_leaving_connection_could_not_be_written_out",
         ],
     },
     Mutant {
@@ -480,7 +480,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "if self.is_uncovered(key) && !self.others_rely_on(group) {",
         }],
         caught_by: &[
-            "hazards::c1_a_lost_handle_with_uncovered_writes_fails_the_next_flush_even_of_a_newcomer",
+            "hazards::connecting::c1_a_lost_handle_with_uncovered_writes_fails_the_next_flush_even_of_a_newcomer",
         ],
     },
     Mutant {
@@ -491,7 +491,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "if self.config.after_failure() == AfterFailure::Sticky {",
         }],
         caught_by: &[
-            "hazards::c1_a_lost_handle_with_uncovered_writes_fails_the_next_flush_even_of_a_newcomer",
+            "hazards::connecting::c1_a_lost_handle_with_uncovered_writes_fails_the_next_flush_even_of_a_newcomer",
         ],
     },
     Mutant {
@@ -501,7 +501,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "if emulated || !group.covers_all() || !group.flush {",
             replace: "if emulated || !group.covers_all() || group.flush {",
         }],
-        caught_by: &["hazards::c1_what_a_shared_cache_holds_outlives_the_last_connection"],
+        caught_by: &["hazards::connecting::c1_what_a_shared_cache_holds_outlives_the_last_connection"],
     },
     Mutant {
         name: "a flush does not wait for a connection that is leaving",
@@ -517,7 +517,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 .collect()",
         }],
         caught_by: &[
-            "hazards::c2_a_flush_waits_for_a_leaving_connection_that_is_being_written_out",
+            "hazards::connecting::c2_a_flush_waits_for_a_leaving_connection_that_is_being_written_out",
         ],
     },
     Mutant {
@@ -528,8 +528,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "        let _ = now;\n        let member = self.members.insert(member);",
         }],
         caught_by: &[
-            "hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
-            "hazards::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
+            "hazards::connecting::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
+            "hazards::connecting::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
         ],
     },
     Mutant {
@@ -539,7 +539,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: ".is_some_and(|member| member.phase == Phase::Opening || member.is_unused())",
             replace: ".is_some_and(|member| member.phase != Phase::Opening && member.is_unused())",
         }],
-        caught_by: &["hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
+        caught_by: &["hazards::connecting::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
     },
     Mutant {
         name: "unused connections are not gated",
@@ -558,7 +558,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
                 replace: "        drop(unused);\n",
             },
         ],
-        caught_by: &["hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
+        caught_by: &["hazards::connecting::c3_a_connection_that_opens_during_a_round_serves_nothing_older"],
     },
     Mutant {
         name: "all exports are one group though they were to be told apart",
@@ -567,7 +567,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "Grouping::ByExport => Some(export.clone()),",
             replace: "Grouping::ByExport => None,",
         }],
-        caught_by: &["hazards::c4_a_hanging_flush_on_one_export_holds_up_nobody_on_another"],
+        caught_by: &["hazards::connecting::c4_a_hanging_flush_on_one_export_holds_up_nobody_on_another"],
     },
     Mutant {
         name: "exports are told apart though they may share data",
@@ -577,7 +577,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "            Grouping::All => Some(export.clone()),\n",
         }],
         caught_by: &[
-            "hazards::c4_connections_of_different_exports_share_data_unless_told_otherwise",
+            "hazards::connecting::c4_connections_of_different_exports_share_data_unless_told_otherwise",
         ],
     },
     Mutant {
@@ -587,7 +587,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "waiting.extend(ours.into_iter().map(|wait| wait.tag));",
             replace: "drop(ours);",
         }],
-        caught_by: &["hazards::what_waits_on_a_lost_connection_is_answered"],
+        caught_by: &["hazards::connecting::what_waits_on_a_lost_connection_is_answered"],
     },
     Mutant {
         name: "a lost handle is a failure though nothing is lost",
@@ -596,7 +596,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "if self.is_uncovered(key) && self.others_rely_on(group) {",
             replace: "if self.others_rely_on(group) {",
         }],
-        caught_by: &["hazards::c1_a_lost_handle_without_uncovered_writes_is_no_failure"],
+        caught_by: &["hazards::connecting::c1_a_lost_handle_without_uncovered_writes_is_no_failure"],
     },
     Mutant {
         name: "a handle that has to be invalidated before it serves serves",
@@ -608,9 +608,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             return self.hold",
         }],
         caught_by: &[
-            "hazards::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
-            "hazards::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
-            "hazards::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
+            "hazards::connecting::c3_a_connection_that_opens_during_a_round_serves_nothing_older",
+            "hazards::connecting::c3_a_connection_that_was_open_but_unused_serves_nothing_older",
+            "hazards::failing::e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old",
         ],
     },
     // Order.
@@ -622,9 +622,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "if group.ranges.over(range).all(|(_, it)| in_the_way(it)) && false {",
         }],
         caught_by: &[
-            "hazards::o1_of_two_writes_to_one_place_the_later_one_wins",
-            "hazards::o2_fua_over_an_older_uncovered_write_stays",
-            "hazards::o3_neighbours_in_a_granule_are_kept_in_order_like_overlapping_writes",
+            "hazards::ordering::o1_of_two_writes_to_one_place_the_later_one_wins",
+            "hazards::ordering::o2_fua_over_an_older_uncovered_write_stays",
+            "hazards::ordering::o3_neighbours_in_a_granule_are_kept_in_order_like_overlapping_writes",
         ],
     },
     Mutant {
@@ -635,8 +635,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: ".is_some_and(|_| segment.in_flight > 0)",
         }],
         caught_by: &[
-            "hazards::o1_of_two_writes_to_one_place_the_later_one_wins",
-            "hazards::o2_fua_over_an_older_uncovered_write_stays",
+            "hazards::ordering::o1_of_two_writes_to_one_place_the_later_one_wins",
+            "hazards::ordering::o2_fua_over_an_older_uncovered_write_stays",
         ],
     },
     Mutant {
@@ -646,7 +646,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: "            && group.ranges.begin_merged(key, range)\n",
             replace: "",
         }],
-        caught_by: &["hazards::o1_holds_for_ranges_beyond_those_that_are_remembered"],
+        caught_by: &["hazards::ordering::o1_holds_for_ranges_beyond_those_that_are_remembered"],
     },
     Mutant {
         name: "ranges are not rounded out to granules",
@@ -663,7 +663,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
         ],
         caught_by: &[
-            "hazards::o3_neighbours_in_a_granule_are_kept_in_order_like_overlapping_writes",
+            "hazards::ordering::o3_neighbours_in_a_granule_are_kept_in_order_like_overlapping_writes",
         ],
     },
     Mutant {
@@ -681,7 +681,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             },
         ],
         caught_by: &[
-            "hazards::o3_a_granule_that_another_has_written_out_is_loaded_anew_before_it_is_written",
+            "hazards::ordering::o3_a_granule_that_another_has_written_out_is_loaded_anew_before_it_is_written",
         ],
     },
     Mutant {
@@ -694,7 +694,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         }",
         }],
         caught_by: &[
-            "hazards::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
+            "hazards::ordering::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
         ],
     },
     Mutant {
@@ -705,7 +705,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "",
         }],
         caught_by: &[
-            "hazards::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
+            "hazards::ordering::a_later_write_is_not_executed_if_the_earlier_one_could_not_be_written_out",
         ],
     },
     Mutant {
@@ -715,7 +715,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: ".is_some_and(|owner| segment.in_flight > 0 || segment.last >= owner.covered)",
             replace: ".is_some_and(|owner| segment.last.happened() && segment.last >= owner.covered)",
         }],
-        caught_by: &["hazards::o1_holds_after_two_writes_that_were_in_flight_together"],
+        caught_by: &["hazards::ordering::o1_holds_after_two_writes_that_were_in_flight_together"],
     },
     Mutant {
         name: "a write that waits is overtaken by later ones",
@@ -724,7 +724,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             find: ".filter(|wait| wait.member != member)",
             replace: ".filter(|wait| wait.member == member)",
         }],
-        caught_by: &["hazards::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
+        caught_by: &["hazards::ordering::o1_a_write_that_waits_is_not_overtaken_by_later_ones"],
     },
     Mutant {
         name: "what waits for a write-out is not looked at when it ends",
@@ -736,7 +736,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
             replace: "        self.open_gate(key);
 ",
         }],
-        caught_by: &["hazards::o1_of_two_writes_to_one_place_the_later_one_wins"],
+        caught_by: &["hazards::ordering::o1_of_two_writes_to_one_place_the_later_one_wins"],
     },
     // What is advertised, and what is called for without need.
     Mutant {

@@ -172,7 +172,7 @@ impl ExportInfo {
     }
 
     /// Takes note of a piece of information; a handshake has seen that it is legal.
-    pub(super) fn learn(&mut self, info: Info) {
+    pub(in crate::handshake) fn learn(&mut self, info: Info) {
         match info {
             Info::Export { size, flags } => {
                 self.size = size;

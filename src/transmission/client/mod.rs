@@ -34,10 +34,12 @@
 
 mod decoder;
 mod encoder;
+mod event;
 mod fatal;
 mod read_buffer;
 
-pub use decoder::{Payload, ReplyDecoder, ReplyEvent};
+pub use decoder::ReplyDecoder;
 pub use encoder::{RequestEncoder, Unsendable};
+pub use event::{Payload, ReplyEvent};
 pub use fatal::{Fatal, Violation};
 pub use read_buffer::{ReadBuffer, WrongBuffer};

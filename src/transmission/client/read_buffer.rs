@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use core::ops::Range;
 
-use super::decoder::{Payload, ReplyEvent};
+use super::event::{Payload, ReplyEvent};
 use crate::wire::{CommandType, Cookie, Errno, Request};
 
 /// A buffer whose size is not that of the read, or a request that is not a read.

@@ -2,9 +2,9 @@
 
 use alloc::string::String;
 
-use super::{Phase, ReplyDecoder, ReplyEvent, Step};
+use super::{Phase, ReplyDecoder, Step};
 use crate::session::ReplyStyle;
-use crate::transmission::client::{Fatal, Violation};
+use crate::transmission::client::{Fatal, ReplyEvent, Violation};
 use crate::wire::{
     Chunk, ChunkType, CommandType, DataHead, Errno, ErrorChunk, Extent, Extents, Hole,
     MAX_ERROR_MESSAGE,
