@@ -69,7 +69,7 @@ fn check_last_flush(events: &[Event]) {
 #[test]
 fn with_multi_conn_all_connections_write_and_one_flush_covers_them() {
     let data = data();
-    for (connections, expected) in [("auto", 4), ("1", 1), ("3", 3), ("8", 8)] {
+    for (connections, expected) in [("4", 4), ("1", 1), ("3", 3), ("8", 8)] {
         let server = Crowd::good(Offer::new(SIZE).multi_conn(), vec![0xee; SIZE]);
         store(&server, &data, &["--connections", connections]).well();
         assert!(*server.disk.lock().unwrap() == data, "wrong data");
@@ -86,7 +86,7 @@ fn with_multi_conn_all_connections_read() {
     let directory = directory();
     let path = file(&directory, "out");
     let server = Crowd::good(Offer::new(SIZE).multi_conn(), data.clone());
-    copy([server.uri(), text(&path)]).well();
+    copy([&server.uri(), &text(&path), "-C4"]).well();
     assert!(fs::read(&path).unwrap() == data);
     assert_eq!(server.clients(), 4);
 }
@@ -100,7 +100,7 @@ fn one_side_without_multi_conn_is_enough_for_one_connection() {
     ] {
         let source = Crowd::good(from, data.clone());
         let destination = Crowd::good(to, vec![0xee; SIZE]);
-        copy([source.uri(), destination.uri()]).well();
+        copy([&source.uri(), &destination.uri(), "-C4"]).well();
         assert!(*destination.disk.lock().unwrap() == data);
         assert_eq!(source.used_for(CommandType::READ), [0]);
         assert_eq!(destination.used_for(CommandType::WRITE), [0]);
@@ -155,12 +155,13 @@ fn readers_may_be_several_without_multi_conn_if_the_user_says_so() {
     let directory = directory();
     let path = file(&directory, "out");
     let server = Crowd::good(Offer::new(SIZE), data.clone());
-    copy([&server.uri(), &text(&path), "--caution", "readers"]).well();
+    let readers = ["--caution", "readers", "-C4"];
+    copy([&[server.uri().as_str(), &text(&path)], &readers[..]].concat()).well();
     assert!(fs::read(&path).unwrap() == data);
     assert_eq!(server.clients(), 4);
     // To write, that is not enough.
     let server = Crowd::good(Offer::new(SIZE), vec![0; SIZE]);
-    store(&server, &data, &["--caution", "readers"]).well();
+    store(&server, &data, &readers).well();
     assert_eq!(server.used_for(CommandType::WRITE), [0]);
 }
 
@@ -195,7 +196,7 @@ fn a_connection_to_something_else_is_not_used_and_told_of() {
             Some(offer.clone())
         };
         let server = Crowd::new(offer, vec![0xee; SIZE], |_, _, _| false);
-        let ended = store(&server, &data, &[]);
+        let ended = store(&server, &data, &["-C4"]);
         assert_eq!(ended.status, Some(0), "{ended:?}");
         for word in ["going on with 1 connections", words] {
             assert!(ended.stderr.contains(word), "no {word:?} in {ended:?}");
@@ -233,7 +234,7 @@ fn one_connection_that_fails_ends_the_copy_and_nothing_is_claimed_without_a_flus
     };
     let offer = |_| Some(Offer::new(SIZE).multi_conn());
     let server = Crowd::new(offer, vec![0; SIZE], special);
-    let ended = store(&server, &data(), &[]);
+    let ended = store(&server, &data(), &["-C4"]);
     ended.failed_with(&["is incomplete", "permanent storage"]);
 }
 
@@ -248,7 +249,7 @@ fn one_write_that_fails_ends_the_copy_and_what_others_wrote_is_flushed() {
     };
     let offer = |_| Some(Offer::new(SIZE).multi_conn());
     let server = Crowd::new(offer, vec![0; SIZE], special);
-    let ended = store(&server, &data(), &[]);
+    let ended = store(&server, &data(), &["-C4"]);
     ended.failed_with(&["cannot write", "ENOSPC", "is incomplete"]);
     assert!(!server.asked(CommandType::FLUSH).is_empty());
 }
@@ -291,7 +292,7 @@ fn what_is_said_to_be_durable_was_answered_before_a_flush_that_succeeded() {
             };
             let data = data();
             let server = Crowd::new(offer, vec![0xee; SIZE], special);
-            let options = ["--flush-every", "2M", "--caution", caution];
+            let options = ["--flush-every", "2M", "--caution", caution, "-C4"];
             let ended = store(&server, &data, &options);
             assert_eq!(ended.status, Some(1), "{ended:?}");
             let claimed = claimed(&ended.stderr);
@@ -342,7 +343,7 @@ fn check_claims(claimed: &[std::ops::Range<usize>], events: &[Event], own_only: 
 fn flushes_in_between_come_as_often_as_they_were_asked_for() {
     let data: Vec<u8> = data().iter().map(|byte| byte | 1).collect();
     let server = Crowd::good(Offer::new(SIZE).multi_conn(), vec![0; SIZE]);
-    store(&server, &data, &["--flush-every", "4M"]).well();
+    store(&server, &data, &["--flush-every", "4M", "-C4"]).well();
     let count = server.asked(CommandType::FLUSH).len();
     // And the last one. Flushes that meet become one.
     assert!((3..=9).contains(&count), "{count}");

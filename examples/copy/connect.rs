@@ -12,13 +12,20 @@ use super::pair::Pair;
 use super::shared::connection::{Connection, Settings};
 use super::work::SMALLEST;
 
-/// How many connections there are if nobody says otherwise: what the network and one server make
-/// of more was not worth it where it was measured.
-pub(crate) const USUAL: u32 = 4;
+/// The most connections that there are if nobody says otherwise.
+const MOST_USUAL: u32 = 4;
 
 /// A server that says nothing to a further connection, though it has taken the first, often serves
 /// one at a time.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many connections there are if nobody says otherwise: each has a thread, and threads that
+/// wait for each other's processor are slower than fewer of them.
+pub(crate) fn usual() -> u32 {
+    let processors = std::thread::available_parallelism();
+    let processors = processors.map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
+    processors.min(MOST_USUAL)
+}
 
 /// How the connections of both ends are used.
 #[derive(Debug)]

@@ -121,7 +121,11 @@ impl<'a> Feeder<'a> {
             .learn(told >= range.end && done.extents.iter().all(|extent| extent.zero));
         // Whoever tells less than a block at a time has it read instead: that ends.
         let least = (range.start / self.cut.block + 1).saturating_mul(self.cut.block);
-        let told = (told - told % self.unit()).max(least).min(range.end);
+        let told = if told >= range.end {
+            range.end
+        } else {
+            (told - told % self.unit()).max(least).min(range.end)
+        };
         self.take(range.start..told, done.extents);
         if told < range.end {
             self.ask(source, told..range.end)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use nbd_proto::multiplex;
 
-use super::connect::USUAL;
+use super::connect::usual;
 use super::place::Place;
 use super::size::{display_size, parse_size};
 
@@ -47,8 +47,9 @@ pub(crate) struct Options {
     #[arg(value_name = "DST")]
     destination: OsString,
 
-    /// How many connections to each server, at most, and how many threads: auto (4), or a number.
-    /// Less if a server does not advertise multi-conn, see --caution
+    /// How many connections to each server, at most, and how many threads: a number, or auto: one
+    /// for each processor, but no more than 4. Less if a server does not advertise multi-conn, see
+    /// --caution
     #[arg(long, short = 'C', value_name = "N", default_value = "auto",
           value_parser = parse_connections)]
     connections: Connections,
@@ -135,9 +136,9 @@ impl Options {
     }
 
     /// At most so many connections to each server.
-    pub(crate) const fn connections(&self) -> u32 {
+    pub(crate) fn connections(&self) -> u32 {
         match self.connections {
-            Connections::Auto => USUAL,
+            Connections::Auto => usual(),
             Connections::Number(number) => number,
         }
     }

@@ -173,7 +173,7 @@ fn zeroes(options: &Options, job: &Job, destination: Option<&Destination>) -> St
 
 fn flush(job: &Job) -> String {
     let every = match job.flush_every {
-        Some(bytes) if job.flush => format!(", and after every {bytes} bytes"),
+        Some(bytes) if job.flush => format!(", and after every {}", BinaryBytes(bytes)),
         _ => String::new(),
     };
     match (job.flush, job.flush_each, job.fua) {

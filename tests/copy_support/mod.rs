@@ -411,7 +411,8 @@ fn shake_hands(stream: &mut TcpStream, offer: &Offer) -> Option<Session> {
     let config = ServerConfig::new()
         // What the servers of these tests send by hand has compact headers.
         .with_extended_headers(false)
-        .with_structured_replies(offer.structured);
+        .with_structured_replies(offer.structured)
+        .with_meta_contexts(offer.status);
     let answer = |ask: Ask<'_>| match ask {
         Ask::Export(ask) if ask.name() == &export.name => ask.accept(&export),
         Ask::Contexts(ask) if offer.status => {
