@@ -229,13 +229,13 @@ mod tests {
         durability.flush_sent(1);
         durability.replied(0, 20, 20..30);
         durability.flushed(1, true);
-        assert_eq!(told(\&durability), [(0, 20)]);
+        assert_eq!(told(&durability), [(0, 20)]);
         assert!(!durability.is_all_durable());
         for number in durability.to_flush() {
             durability.flush_sent(number);
             durability.flushed(number, true);
         }
-        assert_eq!(told(\&durability), [(0, 30)]);
+        assert_eq!(told(&durability), [(0, 30)]);
         assert!(durability.is_all_durable());
     }
 
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(durability.to_flush(), [0, 1]);
         durability.flush_sent(1);
         durability.flushed(1, true);
-        assert_eq!(told(\&durability), [(10, 20)]);
+        assert_eq!(told(&durability), [(10, 20)]);
         durability.lost(0);
         assert_eq!(durability.to_flush(), []);
         assert!(!durability.is_all_durable());
@@ -285,7 +285,7 @@ mod tests {
         let durability = Durability::new(Some(Scope::OwnConnection), 1);
         durability.sent(0, 1, 5..10, true);
         durability.replied(0, 1, 5..10);
-        assert_eq!(told(\&durability), [(5, 10)]);
+        assert_eq!(told(&durability), [(5, 10)]);
         assert!(durability.is_all_durable());
 
         let durability = Durability::new(None, 1);
