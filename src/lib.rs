@@ -9,7 +9,7 @@
 //! | you write | handshake | transmission | and then |
 //! |---|---|---|---|
 //! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`], [`StatusReply`] | [`FlushCoordinator`] |
-//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | [`multiplex::plan`], [`FlushLedger`] |
+//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | [`multiplex::plan()`], [`FlushLedger`] |
 //! | a tool that shows what a server has | [`Inspector`], or `io::inspect` | | [`Announcement::lints`] |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //!

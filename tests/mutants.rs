@@ -1,5 +1,6 @@
-//! Broken versions of the coordinator, each with one rule removed: the suite in `tests/flush` has
-//! to catch every one, by the test of the rule that is missing.
+//! Broken versions of the coordinator, and of the client's side of multi-conn, each with one rule
+//! removed: the suites in `tests/flush` and `tests/multiplex` have to catch every one, by the test
+//! of the rule that is missing.
 //!
 //! The crate is copied to a temporary directory; there one mutant after the other is applied,
 //! built and tested. `cargo test --test mutants -- --ignored` runs them all, and
@@ -26,7 +27,10 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// How the names of the tests begin each of which has to fail for some mutant.
 const HAZARD: &str = "hazards::";
 
-/// What the suite needs beyond the library.
+/// The suites. Each is about the files in the directory of the same name in `src`.
+const SUITES: [&str; 2] = ["flush", "multiplex"];
+
+/// What the suites need beyond the library.
 const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
 
 #[test]
@@ -34,11 +38,13 @@ const DEV_DEPENDENCIES: [&str; 2] = ["proptest", "serde_json"];
 fn every_mutant_is_caught_by_the_test_of_its_rule() {
     let only = std::env::var("MUTANT").unwrap_or_default();
     let copy = Copy::new();
-    let tests = copy.control();
+    let mutants = || MUTANTS.iter().filter(|it| it.name.contains(&only));
+    let suites: BTreeSet<&str> = mutants().map(suite).collect();
+    let tests: BTreeSet<String> = suites.iter().flat_map(|it| copy.control(it)).collect();
     say("caught by its test | test of the rule, + others that fail | mutant");
     let mut survivors = Vec::new();
     let mut idle: BTreeSet<&String> = tests.iter().filter(|it| it.starts_with(HAZARD)).collect();
-    for mutant in MUTANTS.iter().filter(|it| it.name.contains(&only)) {
+    for mutant in mutants() {
         for &test in mutant.caught_by {
             assert!(tests.contains(test), "{}: no test {test}", mutant.name);
         }
@@ -70,6 +76,19 @@ fn every_mutant_still_applies() {
             apply(mutant.name, edit, &source);
         }
     }
+}
+
+/// The suite that has to catch it.
+fn suite(mutant: &Mutant) -> &'static str {
+    let about = |suite: &&str| {
+        let directory = format!("src/{suite}/");
+        mutant
+            .edits
+            .iter()
+            .all(|it| it.file.starts_with(&directory))
+    };
+    let suite = SUITES.into_iter().find(about);
+    suite.unwrap_or_else(|| panic!("{}: in no directory that has a suite", mutant.name))
 }
 
 fn root() -> &'static Path {
@@ -118,7 +137,10 @@ impl Copy {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let to = directory.path();
         copy_all(&root().join("src"), &to.join("src"));
-        copy_all(&root().join("tests/flush"), &to.join("tests/flush"));
+        for suite in SUITES {
+            let tests = Path::new("tests").join(suite);
+            copy_all(&root().join(&tests), &to.join(&tests));
+        }
         copy_all(&root().join("tests/data"), &to.join("tests/data"));
         fs::copy(root().join("Cargo.lock"), to.join("Cargo.lock")).unwrap();
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
@@ -131,8 +153,8 @@ impl Copy {
     }
 
     /// Without a mutant all tests have to pass. Returns their names.
-    fn control(&self) -> BTreeSet<String> {
-        let (passed, failed) = self.test("the control");
+    fn control(&self, suite: &str) -> BTreeSet<String> {
+        let (passed, failed) = self.test("the control", suite);
         assert!(failed.is_empty(), "without any mutant: {failed:?}");
         assert!(!passed.is_empty());
         passed
@@ -145,7 +167,7 @@ impl Copy {
             let source = fs::read_to_string(&file).unwrap();
             fs::write(&file, apply(mutant.name, edit, &source)).unwrap();
         }
-        let (_, failed) = self.test(mutant.name);
+        let (_, failed) = self.test(mutant.name, suite(mutant));
         for edit in mutant.edits {
             let original = fs::read(root().join(edit.file)).unwrap();
             fs::write(self.path(edit.file), original).unwrap();
@@ -154,8 +176,8 @@ impl Copy {
     }
 
     /// Builds the suite and runs it: the tests that passed, and those that failed.
-    fn test(&self, what: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-        let suite = self.build(what);
+    fn test(&self, what: &str, suite: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+        let suite = self.build(what, suite);
         let mut command = Command::new(suite);
         command
             .current_dir(self.directory.path())
@@ -176,10 +198,10 @@ impl Copy {
     }
 
     /// The path of the suite's executable.
-    fn build(&self, what: &str) -> PathBuf {
+    fn build(&self, what: &str, suite: &str) -> PathBuf {
         let mut command = Command::new(env!("CARGO"));
         command
-            .args(["test", "--offline", "--test", "flush", "--no-run"])
+            .args(["test", "--offline", "--test", suite, "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .arg("--target-dir")
             .arg(self.path("target"))
@@ -194,11 +216,11 @@ impl Copy {
         assert!(run.succeeded, "{what} does not compile:\n{}", run.errors);
         let messages = run.output.lines();
         let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
-        let suite = messages.find_map(|message: serde_json::Value| {
+        let program = messages.find_map(|message: serde_json::Value| {
             let executable = message["executable"].as_str()?;
-            (message["target"]["name"] == "flush").then(|| executable.into())
+            (message["target"]["name"] == suite).then(|| executable.into())
         });
-        suite.expect("cargo names the executable")
+        program.expect("cargo names the executable")
     }
 
     /// Runs a child, and kills it if it takes too long.
@@ -273,7 +295,11 @@ fn reduced(manifest: &str) -> String {
             reduced.push('\n');
         }
     }
-    reduced
-        .push_str("\n[[test]]\nname = \"flush\"\npath = \"tests/flush/main.rs\"\n\n[workspace]\n");
+    for suite in SUITES {
+        reduced.push_str(&format!(
+            "\n[[test]]\nname = \"{suite}\"\npath = \"tests/{suite}/main.rs\"\n"
+        ));
+    }
+    reduced.push_str("\n[workspace]\n");
     reduced
 }

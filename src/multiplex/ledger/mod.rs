@@ -551,8 +551,9 @@ impl FlushLedger {
     /// The ledger sees to it that the second write is durable and that it was sent after the end
     /// of the first was known; that it covers the range is the caller's business.
     ///
-    /// Of an unknown write this is as good as it gets, and not quite safe: a server that has not
-    /// noticed the end of the connection may execute it later, over what was written again.
+    /// Of what a connection left behind this is as good as it gets, and not quite safe: a server
+    /// that has not noticed the end of the connection may execute it, or write out its cache, later,
+    /// over what was written again.
     ///
     /// # Errors
     ///
@@ -568,16 +569,17 @@ impl FlushLedger {
 
     /// When it was known of a write that can be given up how it ended.
     fn ended(&self, write: WriteId) -> Result<Stamp, Misuse> {
-        match self.state(write) {
-            WriteState::Failed | WriteState::Suspect(_) | WriteState::Unknown => {}
-            _ => return Err(Misuse::StillCounts),
-        }
+        let state = self.state(write);
         let tracked = self.writes.get(write.at).ok_or(Misuse::StillCounts)?;
-        if tracked.answered != 0 {
-            return Ok(tracked.answered);
+        match state {
+            WriteState::Failed | WriteState::Suspect(Doubt::FlushFailed) => Ok(tracked.answered),
+            // Until then it was in a cache that could have been written out over what was newer.
+            WriteState::Unknown | WriteState::Suspect(Doubt::ConnectionEnded) => {
+                let connection = self.connections.get(tracked.connection);
+                Ok(connection.map_or(Stamp::MAX, |it| it.ended))
+            }
+            _ => Err(Misuse::StillCounts),
         }
-        let connection = self.connections.get(tracked.connection);
-        Ok(connection.map_or(Stamp::MAX, |it| it.ended))
     }
 
     /// Gives up a write that no flush will ever make durable, without more ado: the caller has
@@ -631,4 +633,46 @@ fn awaited<'a, 'b>(
     let connection = connections.get_mut(tracked.connection);
     let connection = connection.filter(|it| it.is_open());
     Ok((connection.ok_or(Misuse::NotInFlight)?, tracked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_that_of_what_is_not_durable_however_long_it_goes_on() {
+        for scope in [Scope::AllConnections, Scope::OwnConnection] {
+            let mut ledger = FlushLedger::new(scope);
+            for round in 0..1000 {
+                let conns = [(); 3].map(|()| ledger.connected().unwrap());
+                let writes = [0, 1, 2, 0, 1].map(|at| {
+                    let conn = conns[at];
+                    ledger.write_sent(conn, round, 1).unwrap()
+                });
+                let flushes = conns.map(|conn| ledger.flush_sent(conn).unwrap());
+                ledger.write_failed(writes[0]).unwrap();
+                for &write in &writes[1..] {
+                    ledger.write_replied(write).unwrap();
+                }
+                ledger.flush_replied(flushes[0]).unwrap();
+                for conn in conns {
+                    let flush = ledger.flush_sent(conn).unwrap();
+                    ledger.flush_replied(flush).unwrap();
+                }
+                ledger.forget(writes[0]).unwrap();
+                for conn in conns {
+                    ledger.connection_ended(conn).unwrap();
+                }
+                assert!(ledger.summary().all_durable());
+            }
+            assert_eq!(ledger.connections.all().count(), 3);
+            assert_eq!(ledger.writes.all().count(), 5);
+            assert_eq!(ledger.flushes.all().count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_write_takes_no_more_than_a_cache_line() {
+        assert!(size_of::<Tracked>() <= 64);
+    }
 }

@@ -37,9 +37,9 @@ pub enum AfterFailure {
     /// tells them, and systems drop what they could not write, fail once, and then succeed. Only
     /// writing them again helps ([`FlushLedger::rewritten`](super::FlushLedger::rewritten)).
     ///
-    /// A flush that succeeds is believed at once, as the text demands, even if another one is in
-    /// flight in the same scope of which it turns out later that it failed, perhaps before. Who
-    /// does not trust a server that far sends one at a time.
+    /// A flush or a write with FUA that succeeds is believed at once, as the text demands, even if
+    /// another flush is in flight in the same scope of which it turns out later that it failed,
+    /// perhaps before. Who does not trust a server that far sends one at a time.
     #[default]
     Sticky,
     /// They go on waiting for a flush: for a server that is known to keep what it could not write.
