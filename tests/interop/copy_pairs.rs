@@ -301,12 +301,14 @@ fn nothing_that_is_said_to_be_durable_is_missing_when_the_server_is_killed() {
             let mut server = Serve::over(Storage::Cached)
                 .size(bytes.len() as u64)
                 .multi_conn(mode)
-                .delay("write", 5)
+                .delay("write", 20)
                 .start();
             let mut command = copy_command(text(&image), &server.uri());
             let caution = format!("--caution={caution}");
-            let options = ["--connections=4", "--requests=2", "--flush-every=1M"];
-            let running = Process::start(command.args(options).arg(caution));
+            // Slow enough to be caught in the middle.
+            let options = ["--requests=1", "--request-size=64K", "--flush-every=1M"];
+            command.args(options).args(["--connections=4", &caution]);
+            let running = Process::start(&mut command);
             wait_for_data(server.image(), round << 20);
             server.kill();
             let finished = running.finish(LONG);
@@ -333,12 +335,12 @@ fn a_source_that_is_killed_ends_the_copy_and_what_was_copied_is_durable() {
     fs::write(&image, &bytes).unwrap();
     let mut server = Serve::over(Storage::File)
         .image(&image)
-        .delay("read", 5)
+        .delay("read", 10)
         .start();
     let path = dir.path().join("copy");
     let mut command = copy_command(&server.uri(), text(&path));
     if !copy_is_nbdcopy() {
-        command.args(["--requests=1", "--connections=2"]);
+        command.args(["--requests=1", "--request-size=64K", "--connections=2"]);
     }
     let running = Process::start(&mut command);
     while !path.exists() {
