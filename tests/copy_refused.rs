@@ -224,12 +224,13 @@ fn what_is_no_file_is_refused_without_waiting_for_it() {
 fn wrong_uris_are_refused_with_the_reason() {
     for (uri, words) in [
         (
-            "nbds://localhost/",
-            "TLS is not supported by this program yet",
+            "nbds://localhost/?tls-certificates=/nonexistent",
+            "ca-cert.pem",
         ),
+        ("nbds://localhost/?tls-type=psk", "tls-type=x509"),
         (
-            "nbds+unix:///?socket=s",
-            "TLS is not supported by this program yet",
+            "nbds+unix:///?socket=s&tls-verify-peer=maybe",
+            "\"tls-verify-peer\" cannot be \"maybe\"",
         ),
         ("nbd://localhost/?tls-type=x509", "TLS"),
         ("nbd://localhost/?zone=1", "\"zone\" is not known"),

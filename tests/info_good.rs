@@ -424,3 +424,59 @@ fn output_that_nobody_reads_is_a_failure_and_no_panic() {
     running.close_output();
     running.finish().ended_with(1, &["cannot write the map"]);
 }
+
+// --- how many connections ---
+
+fn plans(arguments: &[&str]) -> Value {
+    info([&["--plan", "--json"], arguments].concat()).json()
+}
+
+/// The plan for a use.
+fn plan<'v>(answer: &'v Value, usage: &str, caution: &str) -> &'v Value {
+    let mut plans = answer["plans"].as_array().unwrap().iter();
+    let found = plans.find(|plan| plan["use"] == usage && plan["caution"] == caution);
+    found.unwrap_or_else(|| panic!("no plan to {usage}, {caution}: {answer}"))
+}
+
+#[test]
+fn with_multi_conn_any_connection_will_do_and_they_were_opened() {
+    let offer = Offer::new(64 * MIB).export(|mut export| {
+        export.flags |= TransmissionFlags::CAN_MULTI_CONN;
+        export
+    });
+    let server = Server::good(offer, vec![extent(64 * MIB, 0)]);
+    let answer = plans(&[&server.uri(), "--connections", "3"]);
+    assert_eq!((&answer["asked"], &answer["tried"]), (&json!(3), &json!(3)));
+    assert_eq!(answer["tried-end"], Value::Null);
+    for usage in ["read", "copy", "disk"] {
+        let plan = plan(&answer, usage, "strict");
+        assert_eq!(plan["connections"], 3);
+        assert_eq!(plan["routing"], "any");
+        assert_eq!(plan["final-flush"], usage != "read");
+    }
+    assert_eq!(answer["plans"].as_array().unwrap().len(), 3);
+    let text = info(["--plan", &server.uri()]).well();
+    assert!(text.contains("4 connections, any of them"), "{text}");
+    assert!(text.contains("A last flush is owed"), "{text}");
+}
+
+#[test]
+fn without_multi_conn_there_is_one_and_what_insisting_would_make_of_it() {
+    let server = Server::good(Offer::new(64 * MIB), vec![extent(64 * MIB, 0)]);
+    let answer = plans(&[&server.uri()]);
+    assert_eq!(answer["tried"], 1);
+    for usage in ["read", "copy", "disk"] {
+        let plan = plan(&answer, usage, "strict");
+        assert_eq!(
+            (&plan["connections"], &plan["routing"]),
+            (&json!(1), &json!("single"))
+        );
+        assert!(plan["missing"][0].as_str().unwrap().contains("multi-conn"));
+    }
+    assert_eq!(plan(&answer, "read", "readers")["routing"], "any");
+    let insisted = plan(&answer, "disk", "insist");
+    assert_eq!(insisted["routing"], "pinned");
+    assert!(insisted["granule"].as_u64().unwrap() > 0);
+    let text = info(["--plan", &server.uri()]).well();
+    assert!(text.contains("Without multi-conn"), "{text}");
+}

@@ -1,79 +1,61 @@
 //! The two ends of a copy, each a server or a file, behind one face.
 //!
 //! Both are asked without waiting, and answer in [`Done`]s. A file does what it is asked at once.
+//! Of a server, every worker has a connection of its own; a file is shared by all.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::path::Path;
-use std::time::Instant;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use nbd_proto::wire::{CommandType, TransmissionFlags};
+use anyhow::{Context, Result, anyhow, ensure};
+use nbd_proto::wire::{CommandFlags, CommandType, Errno, TransmissionFlags};
 
-use super::file::{DestinationFile, SourceFile};
-use super::shared::connection::{Completion, Connection, Error, Settings};
+use super::file::{DestinationFile, How, SourceFile};
+use super::place::{Place, Remote};
+use super::shared::connection::{Completion, Connection, Error, Extent, Settings};
 use super::shared::stream::Patience;
-use super::shared::uri::NbdUri;
 
 /// Something that was asked of an end, and what came of it.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) command: CommandType,
+    pub(crate) flags: CommandFlags,
+    /// The name of the request among all of this end.
+    pub(crate) id: u64,
     pub(crate) offset: u64,
     pub(crate) length: u64,
     /// What came with it; after a read that went well, the data.
     pub(crate) buffer: Vec<u8>,
-    /// How it went; a failure in words.
-    pub(crate) result: Result<(), String>,
+    /// What a block status found.
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) result: Result<(), Why>,
+}
+
+/// Why something failed.
+#[derive(Debug)]
+pub(crate) struct Why {
+    pub(crate) words: String,
+    /// Whether it is not that it failed, but that it cannot be done.
+    pub(crate) unsupported: bool,
 }
 
 impl From<Completion> for Done {
     fn from(completion: Completion) -> Self {
+        let request = completion.request;
         Self {
-            command: completion.request.kind,
-            offset: completion.request.offset,
-            length: completion.request.length,
+            command: request.kind,
+            flags: request.flags,
+            id: request.cookie.0,
+            offset: request.offset,
+            length: request.length,
             buffer: completion.buffer,
-            result: completion.result.map_err(|failed| failed.to_string()),
-        }
-    }
-}
-
-/// How an end of a copy is to be got at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Server(NbdUri),
-    File(Box<Path>),
-}
-
-impl Place {
-    /// Takes an argument of the command line. What looks like a URI is one, or wrong; everything
-    /// else is a file.
-    pub(crate) fn parse(argument: &OsStr) -> Result<Self> {
-        match argument.to_str() {
-            Some(text) if NbdUri::is_meant(text) => {
-                Ok(Self::Server(NbdUri::parse(text).with_context(|| {
-                    format!("{text} (for a file of that name, write ./{text})")
-                })?))
-            }
-            _ => Ok(Self::File(Path::new(argument).into())),
-        }
-    }
-}
-
-impl Place {
-    /// Whether this is the same export, by the same way to its server.
-    fn is_export_of(&self, uri: &NbdUri) -> bool {
-        matches!(self, Self::Server(own)
-            if (&own.transport, &own.export) == (&uri.transport, &uri.export))
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Server(uri) => uri.fmt(f),
-            Self::File(path) => path.display().fmt(f),
+            extents: completion.extents,
+            result: completion.result.map_err(|failed| Why {
+                words: failed.to_string(),
+                unsupported: failed.errno == Errno::ENOTSUP,
+            }),
         }
     }
 }
@@ -82,30 +64,50 @@ impl std::fmt::Display for Place {
 #[derive(Debug)]
 enum End<F> {
     Server(Box<Connection>),
-    File(F),
+    File(Arc<F>),
 }
 
 /// Where the data comes from, or where it goes.
 #[derive(Debug)]
 pub(crate) struct Endpoint<F> {
     end: Option<End<F>>,
-    place: Place,
+    place: Arc<Place>,
     done: VecDeque<Done>,
+    /// Names for what a file is asked.
+    next_id: u64,
 }
 
 pub(crate) type Source = Endpoint<SourceFile>;
 pub(crate) type Destination = Endpoint<DestinationFile>;
 
 impl<F> Endpoint<F> {
-    const fn new(end: End<F>, place: Place) -> Self {
+    const fn new(end: End<F>, place: Arc<Place>) -> Self {
         Self {
             end: Some(end),
             place,
             done: VecDeque::new(),
+            next_id: 0,
         }
     }
 
-    pub(crate) const fn place(&self) -> &Place {
+    /// The same end for another worker: a file again, or another connection.
+    pub(crate) fn another(&self, settings: &Settings<'_>) -> Result<Self, Error> {
+        let end = match (&self.end, &*self.place) {
+            (Some(End::File(file)), _) => End::File(Arc::clone(file)),
+            (_, Place::Server(remote)) => End::Server(Box::new(open(remote, settings)?)),
+            (_, Place::File(_)) => return Err(Error::Closed),
+        };
+        Ok(Self::new(end, Arc::clone(&self.place)))
+    }
+
+    /// How long the server may be silent from now on.
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        if let Some(End::Server(connection)) = &mut self.end {
+            connection.set_timeout(timeout);
+        }
+    }
+
+    pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
@@ -113,6 +115,14 @@ impl<F> Endpoint<F> {
     pub(crate) fn connection(&self) -> Option<&Connection> {
         match &self.end {
             Some(End::Server(connection)) => Some(connection),
+            _ => None,
+        }
+    }
+
+    /// The file, if it is one.
+    pub(crate) fn file(&self) -> Option<&F> {
+        match &self.end {
+            Some(End::File(file)) => Some(file),
             _ => None,
         }
     }
@@ -151,34 +161,74 @@ impl<F> Endpoint<F> {
         }
     }
 
-    /// Notes what a file has done.
+    /// What the connection's error means to the user.
+    pub(crate) fn explain(&self, error: &Error) -> String {
+        explain(&self.place, error)
+    }
+
+    /// Notes what a file has done; returns the name of that.
     fn file_did(
         &mut self,
         command: CommandType,
         (offset, length): (u64, u64),
         buffer: Vec<u8>,
-        result: std::io::Result<()>,
-    ) {
+        result: io::Result<()>,
+    ) -> u64 {
+        self.next_id += 1;
         self.done.push_back(Done {
             command,
+            flags: CommandFlags::empty(),
+            id: self.next_id,
             offset,
             length,
             buffer,
-            result: result.map_err(|error| error.to_string()),
+            extents: Vec::new(),
+            result: result.map_err(|error| Why {
+                words: error.to_string(),
+                unsupported: false,
+            }),
         });
+        self.next_id
     }
+}
+
+fn open(remote: &Remote, settings: &Settings<'_>) -> Result<Connection, Error> {
+    Connection::open(&remote.uri, remote.tls.as_ref(), settings)
+}
+
+fn open_first(place: &Place, remote: &Remote, settings: &Settings<'_>) -> Result<Connection> {
+    open(remote, settings).map_err(|error| anyhow!(explain(place, &error)))
+}
+
+fn explain(place: &Place, error: &Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("{place}: {error}; {advice}"),
+        None => format!("{place}: {error}"),
+    }
+}
+
+/// What is known of a range of the source.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// All that there is to know.
+    Now(Vec<Extent>),
+    /// It is asked; a [`Done`] will tell.
+    Later,
 }
 
 impl Source {
     pub(crate) fn open(place: Place, settings: &Settings<'_>) -> Result<Self> {
         let end = match &place {
-            Place::Server(uri) => {
-                let connection = Connection::open(uri, settings).context(place.to_string())?;
+            Place::Server(remote) => {
+                let connection = open_first(&place, remote, settings)?;
                 End::Server(connection.into())
             }
-            Place::File(path) => End::File(SourceFile::open(path).context(place.to_string())?),
+            Place::File(path) => {
+                let file = SourceFile::open(path).context(place.to_string())?;
+                End::File(Arc::new(file))
+            }
         };
-        Ok(Self::new(end, place))
+        Ok(Self::new(end, Arc::new(place)))
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -189,19 +239,21 @@ impl Source {
         }
     }
 
-    const fn file(&self) -> Option<&SourceFile> {
-        match &self.end {
-            Some(End::File(file)) => Some(file),
-            _ => None,
-        }
+    /// Whether it can be asked what reads as zeroes.
+    pub(crate) fn has_status(&self) -> bool {
+        self.connection().is_none_or(Connection::has_status)
     }
 
-    /// How many bytes from `offset` on are known to be zeroes without being read. A server could
-    /// only be asked by block status.
-    pub(crate) fn hole(&mut self, offset: u64) -> u64 {
+    /// Asks which parts of a range are known to read as zeroes.
+    pub(crate) fn status(&mut self, range: Range<u64>) -> Result<Known, Error> {
         match &mut self.end {
-            Some(End::File(file)) => file.hole(offset),
-            _ => 0,
+            Some(End::Server(connection)) if connection.has_status() => {
+                connection.block_status(range.start, range.end - range.start)?;
+                Ok(Known::Later)
+            }
+            Some(End::Server(_)) => Ok(Known::Now(vec![Extent { range, zero: false }])),
+            Some(End::File(file)) => Ok(Known::Now(file.extents(range))),
+            None => Err(Error::Closed),
         }
     }
 
@@ -213,107 +265,187 @@ impl Source {
         mut buffer: Vec<u8>,
     ) -> Result<(), Error> {
         match &mut self.end {
-            Some(End::Server(connection)) => connection.read(offset, length, buffer),
+            Some(End::Server(connection)) => {
+                connection.read(offset, length, buffer)?;
+            }
             Some(End::File(file)) => {
                 buffer.resize(length, 0);
                 let result = file.read(offset, &mut buffer);
                 let range = (offset, length as u64);
                 self.file_did(CommandType::READ, range, buffer, result);
-                Ok(())
             }
-            None => Err(Error::Closed),
+            None => return Err(Error::Closed),
         }
+        Ok(())
     }
+}
+
+/// How zeroes get to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zeroing {
+    /// They are there already.
+    Unneeded,
+    /// By a command, without moving them.
+    Command,
+    /// As any other data.
+    Written,
 }
 
 impl Destination {
     /// Opens the destination. Nothing in it is changed yet.
-    pub(crate) fn open(place: Place, source: &Source, settings: &Settings<'_>) -> Result<Self> {
+    pub(crate) fn open(
+        place: Place,
+        source: &Source,
+        how: How,
+        settings: &Settings<'_>,
+    ) -> Result<Self> {
         let end = match &place {
-            Place::Server(uri) => {
+            Place::Server(remote) => {
                 ensure!(
-                    !source.place().is_export_of(uri),
-                    "source and destination are the same export: {uri}"
+                    !source.place().is_same_export(&place),
+                    "source and destination are the same export: {place}"
                 );
-                let connection = Connection::open(uri, settings).context(place.to_string())?;
+                let connection = open_first(&place, remote, settings)?;
                 End::Server(connection.into())
             }
             Place::File(path) => {
-                let file = DestinationFile::open(path, source.file());
-                End::File(file.context(place.to_string())?)
+                let file = DestinationFile::open(path, source.file(), how);
+                End::File(Arc::new(file.context(place.to_string())?))
             }
         };
-        Ok(Self::new(end, place))
+        Ok(Self::new(end, Arc::new(place)))
     }
 
-    /// Makes sure that there is room for `size` bytes; a file's contents are thrown away.
+    /// Makes sure that there is room for `size` bytes; a file's contents are thrown away. Before
+    /// there is [`another`](Self::another).
     pub(crate) fn make_room(&mut self, size: u64) -> Result<()> {
         match &mut self.end {
             Some(End::Server(connection)) => check_room(connection, size),
-            Some(End::File(file)) => file.make_room(size),
+            Some(End::File(file)) => match Arc::get_mut(file) {
+                Some(file) => file.make_room(size),
+                None => Ok(()),
+            },
             None => Ok(()),
         }
         .with_context(|| self.place.to_string())
     }
 
-    /// Whether [`flush`](Self::flush) can be used.
-    pub(crate) fn has_flush(&self) -> bool {
+    /// Makes sure that a server has room for `size` bytes, and changes nothing.
+    pub(crate) fn check_room(&self, size: u64) -> Result<()> {
         match self.connection() {
-            Some(connection) => has(connection, TransmissionFlags::SEND_FLUSH),
-            None => true,
+            Some(connection) => check_room(connection, size),
+            None => Ok(()),
         }
+        .with_context(|| self.place.to_string())
     }
 
-    /// Whether there is something better for zeroes than to write them.
-    pub(crate) fn has_zeroes(&self) -> bool {
-        match &self.end {
+    /// Whether the server refuses to zero what it cannot zero fast, if it is asked to.
+    pub(crate) fn has_fast_zero(&self) -> bool {
+        self.connection()
+            .is_some_and(|connection| has(connection, TransmissionFlags::SEND_FAST_ZERO))
+    }
+
+    /// How zeroes get there. A server does not say whether it has zeroes where it was never
+    /// written; a user may know.
+    pub(crate) fn zeroing(&self, is_zero: bool) -> Zeroing {
+        let can = match &self.end {
+            _ if is_zero => return Zeroing::Unneeded,
             Some(End::Server(connection)) => has(connection, TransmissionFlags::SEND_WRITE_ZEROES),
-            Some(End::File(file)) => file.is_sparse(),
+            Some(End::File(file)) if file.is_zero() => return Zeroing::Unneeded,
+            Some(End::File(file)) => file.can_zero(),
             None => false,
+        };
+        if can {
+            Zeroing::Command
+        } else {
+            Zeroing::Written
         }
     }
 
-    /// Makes a range, which was not written yet, read as zeroes; where [`has_zeroes`] says so.
-    ///
-    /// [`has_zeroes`]: Self::has_zeroes
-    pub(crate) fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<(), Error> {
+    /// Makes a range, which was not written yet, read as zeroes; where [`zeroing`](Self::zeroing)
+    /// says that it can. Returns the request's name, or nothing if it turns out that it cannot.
+    pub(crate) fn write_zeroes(
+        &mut self,
+        offset: u64,
+        length: u64,
+        flags: CommandFlags,
+    ) -> Result<Option<u64>, Error> {
         match &mut self.end {
-            Some(End::Server(connection)) => connection.write_zeroes(offset, length),
-            Some(End::File(_)) => {
-                // It is sparse: there is nothing to be done.
+            Some(End::Server(connection)) => {
+                let cookie = connection.write_zeroes(offset, length, flags)?;
+                Ok(Some(cookie.0))
+            }
+            Some(End::File(file)) => {
+                let result = match file.zero(offset, length) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => return Ok(None),
+                    Err(error) => Err(error),
+                };
                 let range = (offset, length);
-                self.file_did(CommandType::WRITE_ZEROES, range, Vec::new(), Ok(()));
-                Ok(())
+                Ok(Some(self.file_did(
+                    CommandType::WRITE_ZEROES,
+                    range,
+                    Vec::new(),
+                    result,
+                )))
             }
             None => Err(Error::Closed),
         }
     }
 
-    /// Writes the buffer to a range that was not written yet.
-    pub(crate) fn write(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Error> {
+    /// Writes the buffer to a range that was not written yet. Returns the request's name.
+    pub(crate) fn write(
+        &mut self,
+        offset: u64,
+        buffer: Vec<u8>,
+        flags: CommandFlags,
+    ) -> Result<u64, Error> {
         match &mut self.end {
-            Some(End::Server(connection)) => connection.write(offset, buffer),
+            Some(End::Server(connection)) => Ok(connection.write(offset, buffer, flags)?.0),
             Some(End::File(file)) => {
                 let result = file.write(offset, &buffer);
                 let range = (offset, buffer.len() as u64);
-                self.file_did(CommandType::WRITE, range, buffer, result);
-                Ok(())
+                Ok(self.file_did(CommandType::WRITE, range, buffer, result))
             }
             None => Err(Error::Closed),
         }
+    }
+
+    /// Asks for `length` bytes, to see what was written.
+    pub(crate) fn read(
+        &mut self,
+        offset: u64,
+        length: usize,
+        mut buffer: Vec<u8>,
+    ) -> Result<(), Error> {
+        match &mut self.end {
+            Some(End::Server(connection)) => {
+                connection.read(offset, length, buffer)?;
+            }
+            Some(End::File(file)) => {
+                buffer.resize(length, 0);
+                let result = file.read(offset, &mut buffer);
+                let range = (offset, length as u64);
+                self.file_did(CommandType::READ, range, buffer, result);
+            }
+            None => return Err(Error::Closed),
+        }
+        Ok(())
     }
 
     /// Asks for everything to be put on permanent storage.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
         match &mut self.end {
-            Some(End::Server(connection)) => connection.flush(),
+            Some(End::Server(connection)) => {
+                connection.flush()?;
+            }
             Some(End::File(file)) => {
                 let result = file.flush();
                 self.file_did(CommandType::FLUSH, (0, 0), Vec::new(), result);
-                Ok(())
             }
-            None => Err(Error::Closed),
+            None => return Err(Error::Closed),
         }
+        Ok(())
     }
 }
 
@@ -332,31 +464,4 @@ fn check_room(connection: &Connection, size: u64) -> Result<()> {
         "the destination has {room} bytes and the source {size}: it needs to be larger"
     );
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_looks_like_a_uri_never_becomes_a_file() {
-        for (argument, is_file) in [
-            ("disk.img", true),
-            ("./nbd://x", true),
-            ("/dev/nbd0", true),
-            ("a:b", true),
-            ("-", true),
-        ] {
-            let place = Place::parse(OsStr::new(argument)).unwrap();
-            assert_eq!(matches!(place, Place::File(_)), is_file, "{argument}");
-        }
-        for argument in [
-            "nbd:localhost:10809",
-            "http://host/",
-            "nbd+unix://",
-            "NBD:x",
-        ] {
-            assert!(Place::parse(OsStr::new(argument)).is_err(), "{argument}");
-        }
-    }
 }

@@ -3,15 +3,27 @@
 //! It ends with success only if every byte was received, is right, and was taken by the
 //! destination, and if the destination's flush, where it has one, succeeded. See `copy --help`.
 
+mod connect;
+mod durability;
 mod endpoint;
 mod engine;
+mod feeder;
 mod file;
+mod flusher;
 mod options;
+mod pair;
+mod place;
+mod plan;
 mod progress;
+mod ranges;
 #[path = "../shared/mod.rs"]
 mod shared;
 #[path = "../shared/size.rs"]
 mod size;
+mod state;
+mod verifier;
+mod work;
+mod worker;
 mod zeroes;
 
 use std::io::{self, Write};
@@ -19,21 +31,25 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{BinaryBytes, HumanBytes};
+use nbd_proto::multiplex::Flushing;
 use signal_hook::consts::SIGXFSZ;
 
+use connect::Ways;
+use durability::Durability;
 use endpoint::{Destination, Source};
-use engine::{Failure, Flushed, Outcome, Plan};
-use nbd_proto::session::Session;
+use engine::{Outcome, Stage};
+use file::{DestinationFile, How};
 use options::Options;
+use place::Place;
+use plan::Sizes;
 use progress::Progress;
-use shared::connection::{Connection, Settings};
+use shared::connection::Settings;
 use shared::signals::Signals;
-
-/// A server may refuse to zero more at once than it takes as data (proto.md "Size constraints").
-const MAX_HOLE: u32 = 32 << 20;
+use state::{Failure, Job, State};
+use work::Work;
 
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
@@ -93,61 +109,128 @@ fn copy(options: &Options) -> Result<(), Ended> {
     let signals = Signals::listen().context("cannot listen to signals")?;
     // Listened to, so that a limit on the size of files is an error of the write, not our end.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot listen to signals")?;
-    let settings = Settings {
-        // One more for the flush.
-        capacity: options.requests() + 1,
+    let for_destination = Settings {
+        capacity: options.capacity(),
         timeout: options.timeout(),
+        status: false,
         signals: &signals,
     };
-    let opened = open(options, &settings);
+    let for_source = Settings {
+        status: true,
+        ..for_destination
+    };
+    let [from, to] = options.places()?;
+    let opened = Source::open(from, &for_source);
+    let source = or_stopped(&signals, opened)?;
+    if options.dry_run && matches!(to, Place::File(_)) {
+        return dry_run_to_file(options, &source, &to);
+    }
+    let how = How {
+        verify: options.verify,
+        allocate: options.allocate,
+        is_zero: options.destination_is_zero,
+    };
+    let opened = Destination::open(to, &source, how, &for_destination);
+    let mut destination = or_stopped(&signals, opened)?;
+    let (connections, caution) = (options.connections(), options.caution());
+    let mut ways = Ways::new(&source, Some(&destination), connections, caution);
+    let sizes = Sizes::new(options, &source, Some(&destination))?;
+    if options.dry_run {
+        destination.check_room(sizes.size())?;
+        return tell(&plan::describe(
+            options,
+            &ways,
+            &sizes,
+            &source,
+            Some(&destination),
+        ));
+    }
+    // From here on, what was in the destination is lost.
+    destination.make_room(sizes.size())?;
+    let remark = |words: &str| {
+        if !options.quiet {
+            say(words);
+        }
+    };
+    if ways.flushing() == Flushing::Impossible {
+        remark("the destination has no flush: when its data is on permanent storage is not known");
+    }
+    let name = destination.place().to_string();
+    let settings = [&for_source, &for_destination];
+    let pairs = ways.open(source, destination, connections, settings, &remark);
     if let Some(signal) = signals.caught() {
         return Err(stopped(signal, "before anything was copied"));
     }
-    let (source, mut destination) = opened?;
-    let plan = plan(options, &source, &destination)?;
-    // From here on, what was in the destination is lost.
-    destination.make_room(plan.size)?;
-    let flushable = destination.has_flush();
-    if !flushable && !options.quiet {
-        say("the destination has no flush: when its data is on permanent storage is not known");
-    }
-    let name = destination.place().to_string();
 
-    let progress = Progress::new(plan.size, options.quiet);
+    let job = sizes.job(options, &ways, pairs.len());
+    let work = Work::new(job.cut.size, job.cut.block, pairs.len(), ways.pinning());
+    let scope = (job.flush || job.fua).then(|| ways.scope());
+    let durability = Durability::new(scope, pairs.len());
+    let progress = Progress::new(job.cut.size, options.quiet);
+    let state = State::new(job, work, durability, &signals, &progress);
+    let state = state.context("cannot begin the copy")?;
     let begun = Instant::now();
-    let Outcome { copied, result } = engine::run(source, destination, plan, &signals, &progress);
+    let outcome = engine::run(pairs, &state);
     let time = begun.elapsed();
     progress.clear();
-
-    let rest = if copied < plan.size {
-        format!(
-            "{copied} of {} bytes were copied, and {name} is incomplete",
-            plan.size
-        )
-    } else {
-        format!("all {copied} bytes were written, but {name} was not flushed")
-    };
-    match result {
-        Ok(flushed) => {
+    match &outcome.failure {
+        None => {
             if !options.quiet {
                 // The copy is made, whether or not anyone reads of it.
-                let _ = writeln!(io::stdout(), "{}", summary(copied, time, flushed));
+                let _ = writeln!(io::stdout(), "{}", summary(&job, time));
             }
             Ok(())
         }
-        Err(Failure::Signal(signal)) => Err(stopped(signal, &rest)),
-        Err(Failure::Error(why)) => Err(Ended {
-            words: format!("{why}; {rest}"),
+        Some(Failure::Signal(signal)) => {
+            Err(stopped(*signal, &what_is_left(&outcome, &job, &name)))
+        }
+        Some(Failure::Error(why)) => Err(Ended {
+            words: format!("{why}; {}", what_is_left(&outcome, &job, &name)),
             status: 1,
         }),
     }
 }
 
-fn open(options: &Options, settings: &Settings<'_>) -> Result<(Source, Destination)> {
-    let (from, to) = (options.source()?, options.destination()?);
-    let source = Source::open(from, settings)?;
-    let destination = Destination::open(to, &source, settings)?;
-    Ok((source, destination))
+/// What could not be opened because of a signal is the signal's fault.
+fn or_stopped<T>(signals: &Signals, opened: Result<T>) -> Result<T, Ended> {
+    match signals.caught() {
+        Some(signal) => Err(stopped(signal, "before anything was copied")),
+        None => Ok(opened?),
+    }
+}
+
+/// Plans without touching the file, which may not even exist.
+fn dry_run_to_file(options: &Options, source: &Source, to: &Place) -> Result<(), Ended> {
+    if let Place::File(path) = to {
+        DestinationFile::look(path, source.file()).with_context(|| to.to_string())?;
+    }
+    let ways = Ways::new(source, None, options.connections(), options.caution());
+    let sizes = Sizes::new(options, source, None)?;
+    tell(&plan::describe(options, &ways, &sizes, source, None))
+}
+
+fn tell(text: &str) -> Result<(), Ended> {
+    let written = io::stdout().write_all(text.as_bytes());
+    Ok(written.context("cannot write the plan")?)
+}
+
+/// What a copy that has failed leaves behind.
+fn what_is_left(outcome: &Outcome, job: &Job, name: &str) -> String {
+    let Outcome {
+        copied, durable, ..
+    } = outcome;
+    let size = job.cut.size;
+    match outcome.stage {
+        Stage::Copying if *copied < size => {
+            format!("{copied} of {size} bytes were copied, and {name} is incomplete; {durable}")
+        }
+        Stage::Copying | Stage::Flushing => {
+            format!("all {copied} bytes were written, but {name} was not flushed; {durable}")
+        }
+        Stage::Verifying | Stage::Verified => {
+            format!("all {copied} bytes were written, but {name} is not verified")
+        }
+    }
 }
 
 /// By convention, 128 and the number of the signal.
@@ -158,58 +241,8 @@ fn stopped(signal: u8, rest: &str) -> Ended {
     }
 }
 
-/// Blocks that suit both ends (proto.md "Size constraints").
-fn plan(options: &Options, source: &Source, destination: &Destination) -> Result<Plan> {
-    let size = source.size();
-    ensure!(
-        i64::try_from(size).is_ok(),
-        "the source is said to be {size} bytes long, which nothing can be"
-    );
-    let mut unit = 512;
-    let mut block = options.request_size();
-    for session in [source.connection(), destination.connection()]
-        .into_iter()
-        .flatten()
-        .map(Connection::session)
-    {
-        let smallest = session.block_sizes().minimum();
-        ensure!(
-            size.is_multiple_of(smallest.into()),
-            "the source has {size} bytes, which is not a multiple of the {smallest} bytes that \
-             an end of the copy takes at least at once: make it a multiple"
-        );
-        unit = unit.max(smallest);
-        block = block.min(max_payload(session));
-    }
-    // Not below one unit, where the user wants less.
-    let block = block - block % unit;
-    let block = if block == 0 { unit } else { block };
-    for connection in [source.connection(), destination.connection()]
-        .into_iter()
-        .flatten()
-    {
-        ensure!(
-            block <= max_payload(connection.session()),
-            "what one end takes at most at once is less than what the other takes at least"
-        );
-    }
-    let hole = destination.connection().map_or(MAX_HOLE, |connection| {
-        MAX_HOLE.min(max_payload(connection.session()))
-    });
-    Ok(Plan {
-        size,
-        block: usize::try_from(block).unwrap_or(usize::MAX),
-        hole: u64::from(hole - hole % block),
-        blocks: options.requests(),
-        timeout: options.timeout(),
-    })
-}
-
-fn max_payload(session: &Session) -> u32 {
-    session.block_sizes().max_payload()
-}
-
-fn summary(copied: u64, time: Duration, flushed: Flushed) -> String {
+fn summary(job: &Job, time: Duration) -> String {
+    let size = job.cut.size;
     let seconds = time.as_secs_f64().max(0.000_001);
     #[expect(
         clippy::cast_possible_truncation,
@@ -217,14 +250,18 @@ fn summary(copied: u64, time: Duration, flushed: Flushed) -> String {
         clippy::cast_precision_loss,
         reason = "a rate for people to read"
     )]
-    let rate = (copied as f64 / seconds) as u64;
-    let flushed = match flushed {
-        Flushed::Yes => "flushed",
-        Flushed::Unavailable => "not flushed",
+    let rate = (size as f64 / seconds) as u64;
+    let verified = if job.verify { "verified, " } else { "" };
+    let flushed = if job.flush {
+        "flushed"
+    } else if job.fua {
+        "written with FUA"
+    } else {
+        "not flushed"
     };
     format!(
-        "{copied} bytes ({}) copied in {seconds:.3} s, {}/s, {flushed}",
-        BinaryBytes(copied),
+        "{size} bytes ({}) copied in {seconds:.3} s, {}/s, {verified}{flushed}",
+        BinaryBytes(size),
         HumanBytes(rate),
     )
 }

@@ -12,7 +12,7 @@ use super::link::{Place, Wire};
 use super::options::Ability;
 
 /// The context that most servers have.
-const ALLOCATION: &str = "base:allocation";
+pub(crate) const ALLOCATION: &str = "base:allocation";
 
 /// How the server talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,12 +11,11 @@ use nbd_proto::io::{
     Error as HandshakeError, MaybeTls, client_handshake_with_tls, inspect_with_tls,
 };
 use nbd_proto::limits::Limits;
-use nbd_proto::wire::{OptionCode, ReplyType};
 
 use super::shared::connection::Error;
 use super::shared::signals::Signals;
 use super::shared::stream::{Patience, Patient, Stream};
-use super::shared::tls::{self, TlsClient, TlsStream};
+use super::shared::tls::{TlsClient, TlsStream};
 use super::shared::uri::NbdUri;
 
 /// What one server may say in answer to one option, in bytes: names are held in memory.
@@ -117,7 +116,7 @@ impl<'a> Place<'a> {
 
     fn tell<T>(&self, result: Result<T, Error>) -> Result<T> {
         result
-            .map_err(|error| match advice(&error) {
+            .map_err(|error| match error.advice() {
                 Some(advice) => anyhow!("{error}; {advice}"),
                 None => anyhow!("{error}"),
             })
@@ -138,23 +137,4 @@ const fn config() -> ClientConfig {
     ClientConfig::new()
         .with_oldstyle(true)
         .with_limits(Limits::new().with_max_reply_bytes(MAX_REPLY_BYTES))
-}
-
-/// What the user can do about an error.
-fn advice(error: &Error) -> Option<&'static str> {
-    let Error::Handshake(error) = error else {
-        return None;
-    };
-    let refused = match &**error {
-        HandshakeError::Io(error) => return tls::advice(error),
-        HandshakeError::Closed(NegotiateError::Refused(refused))
-        | HandshakeError::Protocol(NegotiateError::Refused(refused)) => refused,
-        _ => return None,
-    };
-    match (refused.option, refused.code) {
-        (_, ReplyType::ERR_TLS_REQD) => Some("write nbds:// or nbds+unix:// to use TLS"),
-        (OptionCode::STARTTLS, _) => Some("write nbd:// or nbd+unix:// to do without TLS"),
-        (_, ReplyType::ERR_UNKNOWN) => Some("--list shows which exports there are"),
-        _ => None,
-    }
 }

@@ -1,5 +1,5 @@
-//! Shows what an NBD server has: `info URI`, `info --list URI`, `info --map URI`; see
-//! `info --help`.
+//! Shows what an NBD server has: `info URI`, `info --list URI`, `info --map URI`,
+//! `info --plan URI`; see `info --help`.
 //!
 //! With `--json`, an object with the keys `protocol`, `TLS`, `structured`, `extended`, and
 //! `exports`, a list of objects with
@@ -15,6 +15,13 @@
 //!   `advice` that was not taken), `text`, and `section` of the protocol;
 //! - instead of all but the first: `error`, or nothing if `--max-exports` left it out.
 //!
+//! With `--plan --json`, an object with `asked`, how many connections were; `tried`, how many were
+//! open at once, and `tried-end`, why there were no more, or null; and `plans`, a list of objects
+//! with `use` (`read`, `copy` or `disk`), `caution` (`strict`: by the protocol; `readers` and
+//! `insist`: what is possible if the user knows better than the server tells), `connections`,
+//! `routing` (`single`, `any` or `pinned`, then with its `granule` in bytes), `flushing`,
+//! `final-flush`, `reasons` and `missing`.
+//!
 //! With `--map --json`, a list of extents: `offset` and `length` in bytes, `type` (the flags), and
 //! `description` if they have words. Where nbdinfo has the same, it has the same name.
 
@@ -25,6 +32,7 @@ mod list;
 mod map;
 mod options;
 mod picture;
+mod plan;
 mod progress;
 #[allow(dead_code, reason = "each program uses its part")]
 #[path = "../shared/mod.rs"]
@@ -44,6 +52,7 @@ use facts::{can, learn, negotiate};
 use link::Place;
 use map::{Wish, map};
 use options::Options;
+use plan::show_plan;
 use shared::signals::Signals;
 use shared::tls::TlsClient;
 use shared::uri::NbdUri;
@@ -146,6 +155,8 @@ fn info(options: &Options, uri: NbdUri, signals: &Signals) -> Result<u8> {
             max_extents: options.max_extents,
         };
         map(&place, &wish, say)?;
+    } else if options.plan {
+        show_plan(&place, options.connections, options.json)?;
     } else if options.size {
         show_size(&place, options.json)?;
     } else if options.list {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use nbd_proto::wire::Name;
 
-/// Show what an NBD server has: sizes, abilities, meta contexts, and which parts are allocated.
+/// Show what an NBD server has: sizes, abilities, meta contexts, which parts are allocated, and
+/// how many connections are safe.
 ///
 /// URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, and with TLS nbds://... or
 /// nbds+unix://..., where tls-certificates=DIRECTORY names the place of ca-cert.pem and, if the
@@ -38,6 +39,15 @@ pub(crate) struct Options {
     /// Write the size of the export in bytes
     #[arg(long, conflicts_with = "can")]
     pub(crate) size: bool,
+
+    /// Show whether a client may use several connections at once, how, and why
+    #[arg(long, conflicts_with_all = ["map", "size", "can", "list"])]
+    pub(crate) plan: bool,
+
+    /// How many connections --plan is for, and how many it opens if the server allows them
+    #[arg(long, short = 'C', value_name = "N", default_value = "4",
+          value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) connections: u32,
 
     /// Say nothing, but answer by the exit status whether the export can do or is this
     #[arg(long, value_name = "WHAT", visible_aliases = ["is", "has"])]
@@ -126,6 +136,9 @@ mod tests {
             &["--size", "--can", "flush"],
             &["--list", "--can", "flush"],
             &["--json", "--can", "flush"],
+            &["--plan", "--map"],
+            &["--plan", "--list"],
+            &["--plan", "--can", "flush"],
         ] {
             assert!(
                 parse(&[arguments, &["nbd://h"]].concat()).is_err(),

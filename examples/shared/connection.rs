@@ -11,20 +11,28 @@ pub(crate) use error::Error;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nbd_proto::handshake::{ClientConfig, Wanted};
-use nbd_proto::io::client_handshake;
+use nbd_proto::handshake::{ClientConfig, TlsWanted, Wanted};
+use nbd_proto::io::client_handshake_with_tls;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::Session;
 use nbd_proto::transmission::{Head, ReplyDecoder, ReplyEvent, RequestEncoder};
-use nbd_proto::wire::{CommandType, Cookie, Errno, Request};
+use nbd_proto::wire::{
+    AllocationFlags, CommandFlags, CommandType, Cookie, Errno, Extents, Name, Request,
+};
 use rustix::event::PollFlags;
 
+use super::channel::Channel;
 use super::signals::Signals;
 use super::stream::{Patience, Patient, Stream};
+use super::tls::TlsClient;
 use super::uri::NbdUri;
+
+/// The context that says what reads as zeroes.
+const ALLOCATION: &str = "base:allocation";
 
 /// Replies without their data are small; data that comes after the one at hand is better read to
 /// where it belongs.
@@ -39,8 +47,10 @@ const TURNS: usize = 16;
 /// A connection in transmission.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: Stream,
+    channel: Channel,
     session: Session,
+    /// The id of the context [`ALLOCATION`], if it was selected.
+    allocation: Option<u32>,
     encoder: RequestEncoder,
     decoder: ReplyDecoder,
     next_cookie: u64,
@@ -51,6 +61,8 @@ pub(crate) struct Connection {
     input: Box<[u8]>,
     filled: usize,
     completed: VecDeque<Completion>,
+    /// Whether there may be more to read that polling the socket does not tell of.
+    more: bool,
     timeout: Duration,
     /// When something moved last, or began to be waited for.
     moved: Instant,
@@ -62,6 +74,7 @@ pub(crate) struct Connection {
 struct Slot {
     request: Request,
     buffer: Vec<u8>,
+    extents: Vec<Extent>,
     /// The server's words about an error.
     message: String,
     sent: bool,
@@ -76,12 +89,21 @@ struct Outgoing {
     written: usize,
 }
 
+/// A part of the export, and whether it is known to read as zeroes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) range: Range<u64>,
+    pub(crate) zero: bool,
+}
+
 /// A request that is over.
 #[derive(Debug)]
 pub(crate) struct Completion {
     pub(crate) request: Request,
     /// The buffer that came with the request; after a read that went well it has the data.
     pub(crate) buffer: Vec<u8>,
+    /// After a block status that went well: from its offset on, one behind the other, at least one.
+    pub(crate) extents: Vec<Extent>,
     pub(crate) result: Result<(), Failed>,
 }
 
@@ -112,19 +134,22 @@ pub(crate) struct Settings<'a> {
     /// How long the server may take to get us into transmission, and later to move a byte while
     /// it has something to do.
     pub(crate) timeout: Duration,
+    /// Whether it is to be asked what reads as zeroes, if the server can tell.
+    pub(crate) status: bool,
     pub(crate) signals: &'a Signals,
 }
 
 impl Connection {
-    /// Connects, and negotiates the export with structured replies, or what comes closest.
+    /// Connects, and negotiates the export with extended headers, or what comes closest.
     ///
     /// # Errors
     ///
     /// If there is no such server or export, or it takes too long, or is no NBD server.
-    pub(crate) fn open(uri: &NbdUri, settings: &Settings<'_>) -> Result<Self, Error> {
-        if uri.tls {
-            return Err(Error::Tls);
-        }
+    pub(crate) fn open(
+        uri: &NbdUri,
+        tls: Option<&TlsClient>,
+        settings: &Settings<'_>,
+    ) -> Result<Self, Error> {
         let (signals, timeout) = (settings.signals, settings.timeout);
         let deadline = Instant::now() + timeout;
         let patience = Patience {
@@ -139,21 +164,37 @@ impl Connection {
             error if error.is_timeout() => Error::HandshakeTimeout(timeout),
             error => error,
         };
-        let mut stream = Stream::connect(&uri.transport, patience)
+        let stream = Stream::connect(&uri.transport, patience)
             .map_err(|error| explain(Error::Connect(error)))?;
-        let mut patient = Patient {
-            stream: &mut stream,
-            patience,
-        };
-        let wanted = Wanted::new(uri.export.clone());
-        let negotiated = client_handshake(&mut patient, wanted, ClientConfig::new())
-            .map_err(|error| explain(Error::Handshake(Box::new(error))))?;
-        Ok(Self::new(stream, negotiated.session, settings))
+        let wanted = Wanted::new(uri.export.clone())
+            .with_tls(match tls {
+                Some(_) => TlsWanted::Required,
+                None => TlsWanted::No,
+            })
+            .with_contexts(settings.status.then(allocation).flatten());
+        let (shaken, negotiated) = client_handshake_with_tls(
+            Patient { stream, patience },
+            wanted,
+            ClientConfig::new(),
+            |stream| match tls {
+                Some(tls) => tls.start(stream),
+                // It was not asked for.
+                None => Err(io::ErrorKind::InvalidInput.into()),
+            },
+        )
+        .map_err(|error| explain(Error::Handshake(Box::new(error))))?;
+        Ok(Self::new(shaken.into(), negotiated.session, settings))
     }
 
-    fn new(stream: Stream, session: Session, settings: &Settings<'_>) -> Self {
+    fn new(channel: Channel, session: Session, settings: &Settings<'_>) -> Self {
+        let contexts = session.contexts().iter();
+        let allocation = contexts
+            .filter(|context| context.name.as_str() == ALLOCATION)
+            .map(|context| context.id)
+            .next();
         Self {
-            stream,
+            channel,
+            allocation,
             encoder: RequestEncoder::new(&session),
             decoder: ReplyDecoder::new(&session, &Limits::new(), settings.capacity),
             session,
@@ -163,6 +204,7 @@ impl Connection {
             input: vec![0; INPUT].into(),
             filled: 0,
             completed: VecDeque::new(),
+            more: false,
             timeout: settings.timeout,
             moved: Instant::now(),
             unwritable: None,
@@ -172,6 +214,16 @@ impl Connection {
     /// What was negotiated.
     pub(crate) const fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// Whether the server tells what reads as zeroes.
+    pub(crate) const fn has_status(&self) -> bool {
+        self.allocation.is_some()
+    }
+
+    /// How long the server may be silent from now on.
+    pub(crate) const fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     // --- requests ---
@@ -191,31 +243,53 @@ impl Connection {
         offset: u64,
         length: usize,
         mut buffer: Vec<u8>,
-    ) -> Result<(), Error> {
+    ) -> Result<Cookie, Error> {
         buffer.resize(length, 0);
         let cookie = self.cookie();
         self.submit(Request::read(cookie, offset, length as u64), buffer)
     }
 
-    /// Writes all of `buffer`.
+    /// Writes all of `buffer`, in the way that the flags say.
     ///
     /// # Errors
     ///
     /// [`Error::Request`] if the server could only refuse it.
-    pub(crate) fn write(&mut self, offset: u64, buffer: Vec<u8>) -> Result<(), Error> {
+    pub(crate) fn write(
+        &mut self,
+        offset: u64,
+        buffer: Vec<u8>,
+        flags: CommandFlags,
+    ) -> Result<Cookie, Error> {
         let cookie = self.cookie();
-        let request = Request::write(cookie, offset, buffer.len() as u64);
+        let request = Request::write(cookie, offset, buffer.len() as u64).with_flags(flags);
         self.submit(request, buffer)
     }
 
-    /// Makes a range read as zeroes.
+    /// Makes a range read as zeroes, in the way that the flags say.
     ///
     /// # Errors
     ///
     /// [`Error::Request`] if the server could only refuse it.
-    pub(crate) fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<(), Error> {
+    pub(crate) fn write_zeroes(
+        &mut self,
+        offset: u64,
+        length: u64,
+        flags: CommandFlags,
+    ) -> Result<Cookie, Error> {
         let cookie = self.cookie();
-        self.submit(Request::write_zeroes(cookie, offset, length), Vec::new())
+        let request = Request::write_zeroes(cookie, offset, length).with_flags(flags);
+        self.submit(request, Vec::new())
+    }
+
+    /// Asks which parts of a range read as zeroes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] if the server could only refuse it.
+    pub(crate) fn block_status(&mut self, offset: u64, length: u64) -> Result<Cookie, Error> {
+        let cookie = self.cookie();
+        let request = Request::block_status(cookie, offset, length);
+        self.submit(request, Vec::new())
     }
 
     /// Asks for everything that was written to be put on permanent storage.
@@ -223,7 +297,7 @@ impl Connection {
     /// # Errors
     ///
     /// [`Error::Request`] if the server could only refuse it.
-    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+    pub(crate) fn flush(&mut self) -> Result<Cookie, Error> {
         let cookie = self.cookie();
         self.submit(Request::flush(cookie), Vec::new())
     }
@@ -234,7 +308,7 @@ impl Connection {
         Cookie(self.next_cookie)
     }
 
-    fn submit(&mut self, request: Request, buffer: Vec<u8>) -> Result<(), Error> {
+    fn submit(&mut self, request: Request, buffer: Vec<u8>) -> Result<Cookie, Error> {
         let head = self
             .encoder
             .encode(&request)
@@ -249,6 +323,7 @@ impl Connection {
         let slot = Slot {
             request,
             buffer,
+            extents: Vec::new(),
             message: String::new(),
             sent: false,
             result: None,
@@ -259,7 +334,7 @@ impl Connection {
             cookie,
             written: 0,
         });
-        Ok(())
+        Ok(cookie)
     }
 
     /// The next request that is over, in the order of the replies.
@@ -271,11 +346,16 @@ impl Connection {
 
     /// What to poll the socket for. Always for input too: a server that leaves is to be noticed.
     pub(crate) fn interest(&self) -> PollFlags {
-        if self.outgoing.is_empty() {
+        if self.outgoing.is_empty() && !self.channel.wants_write() {
             PollFlags::IN
         } else {
             PollFlags::IN | PollFlags::OUT
         }
+    }
+
+    /// Whether [`drive`](Self::drive) has something to do without any waiting.
+    pub(crate) const fn has_more(&self) -> bool {
+        self.more
     }
 
     /// When the server will have taken too long, if it is not heard of before.
@@ -305,6 +385,12 @@ impl Connection {
     fn send(&mut self) {
         for _ in 0..TURNS {
             if self.outgoing.is_empty() {
+                match self.channel.flush() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => self.give_up_writing(error),
+                    Ok(()) => {}
+                }
                 return;
             }
             match self.send_some() {
@@ -336,7 +422,7 @@ impl Connection {
             parts.push(IoSlice::new(payload.get(in_payload..).unwrap_or(&[])));
         }
         parts.retain(|part| !part.is_empty());
-        self.stream.write_vectored(&parts)
+        self.channel.write_vectored(&parts)
     }
 
     fn sent(&mut self, mut count: usize) {
@@ -361,6 +447,7 @@ impl Connection {
     }
 
     fn receive(&mut self) -> Result<(), Error> {
+        self.more = false;
         for _ in 0..TURNS {
             match self.receive_some() {
                 Ok(true) => self.moved = Instant::now(),
@@ -376,6 +463,7 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+        self.more = true;
         Ok(())
     }
 
@@ -395,7 +483,7 @@ impl Connection {
         } else {
             &mut parts[..]
         };
-        let read = self.stream.read_vectored(parts).map_err(Error::Io)?;
+        let read = self.channel.read_vectored(parts).map_err(Error::Io)?;
         if read == 0 {
             return Ok(false);
         }
@@ -415,6 +503,16 @@ impl Connection {
                 Ok(None) => break Ok(()),
                 Ok(Some(ReplyEvent::Finished { cookie, result })) => {
                     finished.push((cookie, result));
+                }
+                Ok(Some(ReplyEvent::Status {
+                    cookie,
+                    context,
+                    offset,
+                    extents,
+                })) if Some(context) == self.allocation => {
+                    if let Some(slot) = self.slots.get_mut(&cookie) {
+                        slot.take_status(offset, extents);
+                    }
                 }
                 Ok(Some(event)) => take_event(&mut self.slots, event),
                 Err(fatal) => break Err(Error::Protocol(fatal)),
@@ -450,6 +548,7 @@ impl Connection {
             self.completed.push_back(Completion {
                 request: slot.request,
                 buffer: slot.buffer,
+                extents: slot.extents,
                 result: match slot.result {
                     Some(Ok(())) => Ok(()),
                     Some(Err(errno)) => Err(Failed {
@@ -489,17 +588,16 @@ impl Connection {
                 bytes.drain(..outgoing.written);
             }
             bytes.extend_from_slice(&head);
-            let stream = &mut self.stream;
             // If it does not work out, the connection is closed without it.
-            let _ = Patient { stream, patience }.write_all(&bytes);
+            let _ = self.channel.leave(&bytes, patience);
         }
-        self.stream.shutdown();
+        self.channel.shutdown();
     }
 }
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.channel.as_fd()
     }
 }
 
@@ -511,6 +609,28 @@ impl Slot {
         let end = start.checked_add(usize::try_from(length).ok()?)?;
         self.buffer.get_mut(start..end)
     }
+
+    /// Neighbours of one kind become one: how a server cuts them has no meaning. The decoder lets
+    /// through what is within the export.
+    fn take_status(&mut self, offset: u64, extents: Extents<'_>) {
+        let mut start = offset;
+        for extent in extents {
+            let end = start.saturating_add(extent.length);
+            let zero = extent.flags & u64::from(AllocationFlags::ZERO.bits()) != 0;
+            match self.extents.last_mut() {
+                Some(last) if last.zero == zero && last.range.end == start => last.range.end = end,
+                _ => self.extents.push(Extent {
+                    range: start..end,
+                    zero,
+                }),
+            }
+            start = end;
+        }
+    }
+}
+
+fn allocation() -> Option<Name> {
+    Name::new(ALLOCATION).ok()
 }
 
 /// What has to be sent after the head of a request.
@@ -551,7 +671,7 @@ fn take_event(slots: &mut HashMap<Cookie, Slot>, event: ReplyEvent<'_>) {
                 slot.message = message;
             }
         }
-        // Block status is not asked for; `Finished` is dealt with where it comes.
+        // The status of other contexts was not asked for; `Finished` is dealt with where it comes.
         _ => {}
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! A program takes it in with `#[path = "../shared/mod.rs"] mod shared;`.
 
+pub(crate) mod channel;
 pub(crate) mod connection;
 pub(crate) mod signals;
 pub(crate) mod stream;

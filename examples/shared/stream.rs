@@ -39,7 +39,7 @@ impl Patience<'_> {
     ///
     /// Also when a signal came. That is not [`Interrupted`](io::ErrorKind::Interrupted), which
     /// drivers take for a reason to try again.
-    fn wait(&self, fd: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
+    pub(crate) fn wait(&self, fd: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
         loop {
             if self.signals.and_then(Signals::caught).is_some() {
                 return Err(io::Error::other("stopped by a signal"));

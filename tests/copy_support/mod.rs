@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod crowd;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
@@ -14,13 +16,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use nbd_proto::handshake::{Ask, Export, ServerConfig};
+use nbd_proto::handshake::{Ask, Context, Export, ServerConfig};
 use nbd_proto::io::server_handshake;
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{BlockSizes, Session};
-use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent};
+use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent, StatusReply};
 use nbd_proto::wire::{
-    Chunk, ChunkType, CommandType, Cookie, Errno, Name, ReplyFlags, Request, TransmissionFlags,
+    Chunk, ChunkType, CommandType, Cookie, Errno, Extent, Name, ReplyFlags, Request,
+    TransmissionFlags,
 };
 use tempfile::TempDir;
 
@@ -70,6 +73,8 @@ pub(crate) fn start_with_file_limit<A: AsRef<OsStr>>(
 
 fn start_command(command: &mut Command) -> Running {
     let child = command
+        // Nobody's own certificates are used.
+        .env("HOME", "/nonexistent")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -227,6 +232,8 @@ pub(crate) struct Offer {
     pub(crate) size: u64,
     pub(crate) flags: TransmissionFlags,
     pub(crate) structured: bool,
+    /// Whether `base:allocation` is offered.
+    pub(crate) status: bool,
     pub(crate) block_sizes: BlockSizes,
 }
 
@@ -237,12 +244,25 @@ impl Offer {
             size: size as u64,
             flags: TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_WRITE_ZEROES,
             structured: true,
+            status: false,
             block_sizes: BlockSizes::DEFAULT,
         }
     }
 
     pub(crate) fn simple(mut self) -> Self {
         self.structured = false;
+        self
+    }
+
+    /// Offers to tell what is zero.
+    pub(crate) fn with_status(mut self) -> Self {
+        self.status = true;
+        self
+    }
+
+    /// Promises what multi-conn promises.
+    pub(crate) fn multi_conn(mut self) -> Self {
+        self.flags |= TransmissionFlags::CAN_MULTI_CONN;
         self
     }
 
@@ -391,9 +411,13 @@ fn shake_hands(stream: &mut TcpStream, offer: &Offer) -> Option<Session> {
     let config = ServerConfig::new()
         // What the servers of these tests send by hand has compact headers.
         .with_extended_headers(false)
-        .with_structured_replies(offer.structured);
+        .with_structured_replies(offer.structured)
+        .with_meta_contexts(offer.status);
     let answer = |ask: Ask<'_>| match ask {
         Ask::Export(ask) if ask.name() == &export.name => ask.accept(&export),
+        Ask::Contexts(ask) if offer.status => {
+            ask.accept(&[Context::new(Name::new("base:allocation").unwrap())]);
+        }
         _ => {}
     };
     server_handshake(stream, config, answer).ok().flatten()
@@ -483,6 +507,16 @@ impl Peer {
 
     /// Does what is asked, and says so.
     pub(crate) fn answer(&mut self, request: &Request, payload: &[u8]) {
+        self.answer_after(request, payload, || ());
+    }
+
+    /// Does what is asked, then something else, and then says so.
+    pub(crate) fn answer_after(
+        &mut self,
+        request: &Request,
+        payload: &[u8],
+        meanwhile: impl FnOnce(),
+    ) {
         if let Err(refusal) = self.session.check(request) {
             let head = self.encoder.fail(request, refusal.errno());
             return self.send(&head);
@@ -502,10 +536,31 @@ impl Peer {
                 disk[range].fill(0);
                 self.encoder.ok(request).to_vec()
             }
+            CommandType::BLOCK_STATUS => {
+                let extents = extents(&disk[range]);
+                let mut out = Vec::new();
+                let mut reply = StatusReply::new(&self.session, request).unwrap();
+                let id = reply.owed().unwrap();
+                reply.context(id, extents, &mut out).unwrap();
+                out
+            }
             _ => self.encoder.ok(request).to_vec(),
         };
         drop(disk);
+        meanwhile();
         self.send(&reply);
+    }
+
+    /// Answers a block status in this way.
+    pub(crate) fn status(&mut self, request: &Request, extents: &[(u64, u64)]) {
+        let mut out = Vec::new();
+        let mut reply = StatusReply::new(&self.session, request).unwrap();
+        let id = reply.owed().unwrap();
+        let extents = extents
+            .iter()
+            .map(|&(length, flags)| Extent { length, flags });
+        reply.context(id, extents, &mut out).unwrap();
+        self.send(&out);
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
@@ -563,6 +618,24 @@ impl Peer {
         assert!(self.input.is_empty());
         &mut self.stream
     }
+}
+
+/// What is zero, in pages, and what is not.
+fn extents(bytes: &[u8]) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for page in bytes.chunks(4096) {
+        let flags = if page.iter().all(|&byte| byte == 0) {
+            3
+        } else {
+            0
+        };
+        let length = page.len() as u64;
+        match extents.last_mut() {
+            Some(last) if last.flags == flags => last.length += length,
+            _ => extents.push(Extent { length, flags }),
+        }
+    }
+    extents
 }
 
 fn range(request: &Request) -> std::ops::Range<usize> {

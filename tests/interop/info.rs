@@ -326,3 +326,34 @@ fn of_serve() {
         }
     }
 }
+
+/// What `info` makes of the multi-conn of every server agrees with what nbdinfo says of it.
+#[test]
+fn the_plan_for_every_server_follows_its_multi_conn() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+    let image = image.to_str().unwrap();
+    let check = |uri: &str| {
+        let can = run(peer("nbdinfo").args(["--can", "multi-conn", uri]));
+        let expected = if can.status.success() { 4 } else { 1 };
+        let answer = parse(info(&["--plan", "--json", "--connections=4"], uri));
+        for plan in answer["plans"].as_array().unwrap() {
+            if plan["caution"] == "strict" {
+                assert_eq!(plan["connections"], expected, "{uri}: {answer}");
+            }
+        }
+        assert_eq!(answer["tried"], expected);
+    };
+    check(&Serve::over(Storage::Memory).start().uri());
+    check(
+        &Serve::over(Storage::Cached)
+            .multi_conn("disable")
+            .start()
+            .uri(),
+    );
+    check(&Server::nbdkit(&["file", image]).uri());
+    check(&Server::nbdkit(&["--filter=cow", "file", image]).uri());
+    check(&Server::qemu_nbd("raw", Path::new(image)).uri());
+    check(&NbdServer::start(Path::new(image)).uri());
+}

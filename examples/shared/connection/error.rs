@@ -6,12 +6,13 @@ use std::time::Duration;
 use nbd_proto::handshake::NegotiateError;
 use nbd_proto::io::Error as HandshakeError;
 use nbd_proto::transmission::client::Fatal;
+use nbd_proto::wire::{OptionCode, ReplyType};
+
+use super::super::tls;
 
 /// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("TLS is not supported by this program yet")]
-    Tls,
     #[error("stopped by a signal")]
     Stopped,
     #[error("cannot connect: {0}; is the server running there?")]
@@ -40,6 +41,28 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// What the user can do about it, if that is known.
+    pub(crate) fn advice(&self) -> Option<&'static str> {
+        let error = match self {
+            Self::Handshake(error) => error,
+            // With TLS 1.3, a server says only here that it does not want us.
+            Self::Io(error) => return tls::advice(error),
+            _ => return None,
+        };
+        let refused = match &**error {
+            HandshakeError::Io(error) => return tls::advice(error),
+            HandshakeError::Closed(NegotiateError::Refused(refused))
+            | HandshakeError::Protocol(NegotiateError::Refused(refused)) => refused,
+            _ => return None,
+        };
+        match (refused.option, refused.code) {
+            (_, ReplyType::ERR_TLS_REQD) => Some("write nbds:// or nbds+unix:// to use TLS"),
+            (OptionCode::STARTTLS, _) => Some("write nbd:// or nbd+unix:// to do without TLS"),
+            (_, ReplyType::ERR_UNKNOWN) => Some("info --list shows which exports there are"),
+            _ => None,
+        }
+    }
+
     /// Whether time ran out.
     pub(crate) fn is_timeout(&self) -> bool {
         match self {
