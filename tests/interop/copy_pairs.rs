@@ -82,12 +82,12 @@ impl End {
 
     /// Stops the server, and hashes what it left behind.
     fn content(mut self, dir: &Path) -> [u8; 32] {
-        if let Some(AnyServer::One(server)) = self.server.take() {
-            if self.kind == Kind::QemuQcow2 {
-                // It owns the file until its end.
-                server.terminate();
-                server.exit_status();
-            }
+        if let Some(AnyServer::One(server)) = self.server.take()
+            && self.kind == Kind::QemuQcow2
+        {
+            // It owns the file until its end.
+            server.terminate();
+            server.exit_status();
         }
         if self.kind != Kind::QemuQcow2 {
             return sha256(&self.image);
