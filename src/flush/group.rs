@@ -365,4 +365,27 @@ mod tests {
         assert_eq!(outs.latest_not_by(c), at(4));
         assert_eq!(outs.latest(), at(4));
     }
+
+    #[test]
+    fn a_group_is_forgettable_when_nobody_is_left_who_has_to_know_anything() {
+        let at = Stamp::from_raw;
+        let known: [fn(&mut Group<u8, u8>); 4] = [
+            |group| {
+                group.enlist(List::Members, Slab::new().insert(()).index());
+            },
+            |group| group.failed = Some(Errno::EIO),
+            |group| group.lost = Some((Errno::EIO, Stamp::from_raw(1))),
+            |group| group.last_mod = Stamp::from_raw(2),
+        ];
+        for (number, know) in known.into_iter().enumerate() {
+            let mut group = Group::new(None);
+            group.covered_all = at(1);
+            assert!(group.is_forgettable());
+            know(&mut group);
+            assert!(!group.is_forgettable(), "{number}");
+        }
+        let mut covered = Group::<u8, u8>::new(None);
+        (covered.last_mod, covered.covered_all) = (at(2), at(2));
+        assert!(covered.is_forgettable());
+    }
 }

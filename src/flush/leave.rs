@@ -252,3 +252,84 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::Backend;
+    use super::super::command::Command;
+    use super::super::config::Config;
+    use super::*;
+    use crate::wire::CommandType;
+
+    type Coordinator = FlushCoordinator<u8, u8, u8>;
+
+    fn open(it: &mut Coordinator, backend: Backend) -> Conn {
+        let conn = it.connect(0, &0);
+        it.opened(conn, backend).expect("it can be coordinated");
+        conn
+    }
+
+    /// What a group counts of its members goes down by those that leave, and by no more.
+    #[test]
+    fn a_group_counts_those_that_are_open() {
+        let config = Config::new().with_mode(Mode::Disable);
+        let mut it = Coordinator::new(config);
+        let counts = |it: &Coordinator| {
+            let (_, group) = it.groups.iter().next().expect("it is there");
+            (group.open, group.writable, group.cannot_flush)
+        };
+        let first = open(&mut it, Backend::new().with_flush(true));
+        let reads = open(
+            &mut it,
+            Backend::new().with_flush(true).with_read_only(true),
+        );
+        let unflushable = [(); 3].map(|()| open(&mut it, Backend::new()));
+        assert_eq!(counts(&it), (5, 4, 3));
+        it.disconnect(unflushable[0]);
+        assert_eq!(counts(&it), (4, 3, 2));
+        it.lost(reads);
+        assert_eq!(counts(&it), (3, 3, 2));
+        let opening = it.connect(0, &0);
+        it.disconnect(opening);
+        assert_eq!(counts(&it), (3, 3, 2));
+        it.disconnect(first);
+        assert_eq!(counts(&it), (2, 2, 2));
+    }
+
+    /// Of those that are gone no more ranges stay than there are of the others, but for a few.
+    #[test]
+    fn ranges_of_those_that_are_gone_do_not_pile_up() {
+        let config = Config::new()
+            .with_mode(Mode::Emulate)
+            .with_max_ranges(2 * MOST_ORPHANS);
+        let mut it = Coordinator::new(config);
+        let backend = Backend::new().with_flush(true);
+        let stays = open(&mut it, backend);
+        let mut place = 0;
+        let mut write = |it: &mut Coordinator, conn, count: u32| {
+            for _ in 0..count {
+                place += 4096;
+                let command = Command::new(CommandType::WRITE, place, 512);
+                let decision = it.command(conn, command, 0);
+                let super::super::command::Decision::Execute { op, tag } = decision else {
+                    panic!("nothing overlaps");
+                };
+                let _ = it.complete(op, tag, Ok(()));
+            }
+        };
+        write(&mut it, stays, 10);
+        let ranges =
+            |it: &Coordinator| it.groups.iter().next().map(|(_, group)| group.ranges.len());
+        for expected in [Some(610), Some(10)] {
+            let leaves = open(&mut it, backend);
+            write(&mut it, leaves, 600);
+            it.disconnect(leaves);
+            while let Some(action) = it.poll() {
+                if let Action::Flush { flush, .. } = action {
+                    it.flushed(flush, Ok(()));
+                }
+            }
+            assert_eq!(ranges(&it), expected);
+        }
+    }
+}

@@ -424,3 +424,118 @@ impl<C, T> Member<C, T> {
             && self.work.as_ref().is_none_or(|work| work.is_idle())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::slab::Slab;
+    use super::*;
+    use crate::wire::CommandType;
+
+    fn at(stamp: u64) -> Stamp {
+        Stamp::from_raw(stamp)
+    }
+
+    fn member() -> Member<u8, u8> {
+        Member::new(0, Slab::new().insert(()))
+    }
+
+    fn held() -> Held<u8> {
+        let command = Command::new(CommandType::READ, 0, 1);
+        Held { command, tag: 0 }
+    }
+
+    fn running() -> Running {
+        Running {
+            start: at(1),
+            oldest_in_flight: None,
+            first_after: None,
+            writes_out: false,
+            count: 0,
+        }
+    }
+
+    /// Each by itself keeps a connection's work from being forgotten.
+    #[test]
+    fn nothing_that_is_left_to_do_or_to_say_is_forgotten() {
+        let other = Need::Order;
+        let left: [fn(&mut Work<u8>, Need); 13] = [
+            |work, _| work.running = Some(running()),
+            |work, _| work.queued = true,
+            |work, need| work.joined.push(need),
+            |work, need| work.next.push(need),
+            |work, need| work.draining.push((at(1), need)),
+            |work, _| work.held.push_back(held()),
+            |work, _| work.calls.flush(),
+            |work, _| work.gate = at(1),
+            |work, _| work.order_requested = true,
+            |work, _| work.gave_up = true,
+            |work, _| work.unreported = Some((Errno::EIO, at(1))),
+            |work, _| work.failed = Some(Errno::EIO),
+            |work, _| work.dropped = Some((at(1), Errno::EIO)),
+        ];
+        for (number, leave) in left.into_iter().enumerate() {
+            let mut member = member();
+            leave(member.work_mut(), other);
+            member.rest();
+            assert!(member.work().is_some(), "{number}");
+            assert_eq!(member.is_quiet(), number >= 7, "{number}");
+        }
+        let mut idle = member();
+        assert!(idle.is_quiet());
+        idle.work_mut();
+        assert!(idle.is_quiet());
+        idle.rest();
+        assert!(idle.work().is_none());
+    }
+
+    #[test]
+    fn a_need_is_found_wherever_it_waits() {
+        let wait: [fn(&mut Work<u8>, Need); 3] = [
+            |work, need| work.joined.push(need),
+            |work, need| work.next.push(need),
+            |work, need| work.draining.push((at(1), need)),
+        ];
+        for (number, wait) in wait.into_iter().enumerate() {
+            let mut gate = Work::new();
+            wait(&mut gate, Need::Gate);
+            assert!(gate.awaits_gate() && !gate.leaves(), "{number}");
+            let mut leave = Work::new();
+            wait(&mut leave, Need::Leave);
+            // None that leaves is told to wait for its own commands first.
+            assert_eq!(leave.leaves(), number < 2, "{number}");
+            assert!(!leave.awaits_gate(), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_gate_needs_a_flush_if_somebody_waits_at_it_and_none_is_coming() {
+        let mut work = Work::new();
+        assert!(!work.gate_needs_flush());
+        work.held.push_back(held());
+        assert!(work.gate_needs_flush());
+        work.joined.push(Need::Gate);
+        assert!(!work.gate_needs_flush());
+    }
+
+    #[test]
+    fn a_report_is_of_what_had_failed_by_then() {
+        let mut member = member();
+        member.work_mut().unreported = Some((Errno::EIO, at(5)));
+        member.reported(at(4));
+        assert_eq!(member.unreported(), Some((Errno::EIO, at(5))));
+        member.reported(at(5));
+        assert_eq!(member.unreported(), None);
+        assert!(member.work().is_none());
+    }
+
+    #[test]
+    fn failures_are_forgotten_all_at_once() {
+        let mut member = member();
+        let work = member.work_mut();
+        work.unreported = Some((Errno::EIO, at(5)));
+        work.failed = Some(Errno::ENOSPC);
+        member.forget_failures();
+        assert_eq!((member.unreported(), member.failed()), (None, None));
+        assert!(member.work().is_none());
+    }
+}

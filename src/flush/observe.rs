@@ -388,3 +388,25 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pile_knows_what_is_uncovered_and_since_when() {
+        let at = Stamp::from_raw;
+        let mut pile = Pile::default();
+        pile.add(at(3));
+        pile.add(at(5));
+        assert_eq!((pile.count(), pile.uncovered(), pile.since), (2, 2, at(3)));
+        // A flush that began after the first.
+        assert_eq!(pile.cover(1, at(4)), 1);
+        assert_eq!((pile.uncovered(), pile.since), (1, at(4)));
+        assert_eq!(pile.cover(1, at(6)), 0);
+        assert_eq!(pile.give_up(), 1);
+        assert_eq!((pile.uncovered(), pile.give_up()), (0, 0));
+        pile.add(at(9));
+        assert_eq!((pile.count(), pile.uncovered(), pile.since), (3, 1, at(9)));
+    }
+}

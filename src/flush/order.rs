@@ -370,4 +370,62 @@ mod tests {
             }
         }
     }
+
+    fn in_flight(ranges: &Ranges, at: u64) -> u32 {
+        let (_, segment) = ranges.over(range(at, at + 1)).next().unwrap();
+        segment.in_flight
+    }
+
+    #[test]
+    fn what_a_neighbour_takes_in_is_in_flight_in_it() {
+        let (a, b) = owners();
+        let mut ranges = Ranges::default();
+        ranges.begin(a, range(10, 14));
+        ranges.begin(a, range(10, 14));
+        assert!(ranges.begin_merged(a, range(16, 20)));
+        assert_eq!(in_flight(&ranges, 10), 3);
+        assert!(ranges.begin_merged(a, range(4, 8)));
+        assert_eq!(in_flight(&ranges, 4), 4);
+        assert_eq!(ranges.list(), vec![(4, 20, a)]);
+        ranges.begin(b, range(30, 34));
+        assert!(!ranges.begin_merged(b, range(0, 2)));
+        assert_eq!((ranges.len(), Ranges::default().len()), (2, 0));
+        ranges.clear();
+        assert_eq!(ranges.len(), 0);
+    }
+
+    #[test]
+    fn a_range_counts_as_touched_or_near_only_for_its_owner() {
+        let (a, b) = owners();
+        let mut ranges = Ranges::default();
+        assert!(!ranges.touches_or_neighbours(a, range(0, 4)));
+        ranges.begin(a, range(10, 14));
+        for near in [range(0, 4), range(12, 20), range(40, 44)] {
+            assert!(ranges.touches_or_neighbours(a, near));
+            assert!(!ranges.touches_or_neighbours(b, near));
+        }
+        // Between the two neighbours of the query there is one of each.
+        ranges.begin(b, range(20, 24));
+        assert!(ranges.touches_or_neighbours(a, range(16, 18)));
+        assert!(ranges.touches_or_neighbours(b, range(16, 18)));
+        assert!(!ranges.touches_or_neighbours(a, range(30, 34)));
+    }
+
+    #[test]
+    fn what_never_begins_leaves_only_what_has_completed() {
+        let (a, b) = owners();
+        let mut ranges = Ranges::default();
+        ranges.begin(a, range(0, 4));
+        assert!(!ranges.withdraw(b, range(0, 4)));
+        assert!(ranges.withdraw(a, range(0, 4)));
+        assert_eq!(ranges.len(), 0);
+        ranges.begin(a, range(0, 4));
+        ranges.begin(a, range(0, 4));
+        assert!(!ranges.withdraw(a, range(0, 4)));
+        assert_eq!(in_flight(&ranges, 0), 1);
+        ranges.complete(a, range(0, 4), Stamp::from_raw(3));
+        ranges.begin(a, range(0, 4));
+        assert!(!ranges.withdraw(a, range(0, 4)));
+        assert_eq!((ranges.len(), in_flight(&ranges, 0)), (1, 0));
+    }
 }
