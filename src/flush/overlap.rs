@@ -370,3 +370,89 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::Backend;
+    use super::super::command::{Action, Conn, FlushId, Op};
+    use super::super::config::{AfterFailure, Config, Mode};
+    use super::*;
+    use crate::wire::CommandType;
+
+    type Coordinator = FlushCoordinator<u8, u8, u8>;
+
+    fn begin(it: &mut Coordinator, conn: Conn) -> Option<Op> {
+        let command = Command::new(CommandType::WRITE, 0, 1);
+        match it.command(conn, command, 0) {
+            Decision::Execute { op, .. } => Some(op),
+            Decision::Wait => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn flush_of(it: &mut Coordinator) -> FlushId {
+        match it.poll() {
+            Some(Action::Flush { flush, .. }) => flush,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The first connection has a write completed, and another one in flight in the same range; the
+    /// second one's waits for them. A flush of the first is running for a client.
+    fn waiting_beside_a_flush() -> (Coordinator, Op, FlushId) {
+        let config = Config::new()
+            .with_mode(Mode::Emulate)
+            .with_after_failure(AfterFailure::Retry);
+        let mut it = Coordinator::new(config);
+        let [first, second] = [0, 1].map(|key| {
+            let conn = it.connect(key, &0);
+            let backend = Backend::new().with_flush(true).with_loads_on_open(false);
+            it.opened(conn, backend).expect("it has flush");
+            conn
+        });
+        let done = begin(&mut it, first).expect("nobody is in the way");
+        let in_flight = begin(&mut it, first).expect("nobody is in the way");
+        let _ = it.complete(done, 0, Ok(()));
+        assert!(begin(&mut it, second).is_none());
+        assert!(matches!(
+            it.command(first, Command::FLUSH, 0),
+            Decision::Wait
+        ));
+        let flush = flush_of(&mut it);
+        (it, in_flight, flush)
+    }
+
+    /// What happens until the write that waits is begun: the failed flush is told to its own client
+    /// only.
+    fn goes_on(mut it: Coordinator) {
+        let mut failed = 0;
+        let begun = loop {
+            match it.poll() {
+                Some(Action::Flush { flush, .. }) => it.flushed(flush, Ok(())),
+                Some(Action::Reply { key, result, .. }) => {
+                    assert_eq!((key, result), (0, Err(Errno::EIO)));
+                    failed += 1;
+                }
+                Some(Action::Execute { key, .. }) => break key,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((begun, failed), (1, 1));
+    }
+
+    #[test]
+    fn a_failed_flush_is_not_told_to_a_write_that_waits_for_one_in_flight() {
+        let (mut it, in_flight, flush) = waiting_beside_a_flush();
+        it.flushed(flush, Err(Errno::EIO));
+        let _ = it.complete(in_flight, 0, Ok(()));
+        goes_on(it);
+    }
+
+    #[test]
+    fn a_failed_flush_is_not_told_to_a_write_that_waits_for_what_came_after_it() {
+        let (mut it, in_flight, flush) = waiting_beside_a_flush();
+        let _ = it.complete(in_flight, 0, Ok(()));
+        it.flushed(flush, Err(Errno::EIO));
+        goes_on(it);
+    }
+}

@@ -526,3 +526,117 @@ impl<C: Clone, E: Ord + Clone, T> FlushCoordinator<C, E, T> {
         self.answer_flush(group, waiter, result.err());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::Backend;
+    use super::super::command::{Action, Command, Conn, FlushId};
+    use super::super::config::{Config, Mode};
+    use super::*;
+    use crate::wire::CommandType;
+
+    type Coordinator = FlushCoordinator<u8, u8, u8>;
+
+    fn open(config: Config) -> (Coordinator, Conn) {
+        let mut it = Coordinator::new(config);
+        let conn = it.connect(0, &0);
+        let backend = Backend::new().with_flush(true).with_loads_on_open(false);
+        it.opened(conn, backend).expect("it has flush");
+        (it, conn)
+    }
+
+    fn write(it: &mut Coordinator, conn: Conn) {
+        let command = Command::new(CommandType::WRITE, 0, 1);
+        match it.command(conn, command, 0) {
+            Decision::Execute { op, tag } => drop(it.complete(op, tag, Ok(()))),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn next_flush(it: &mut Coordinator) -> FlushId {
+        match it.poll() {
+            Some(Action::Flush { flush, .. }) => flush,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Of flushes of one connection that nobody else relies on.
+    #[test]
+    fn those_have_joined_that_need_no_flush_of_their_own() {
+        let (mut it, conn) = open(Config::new().with_mode(Mode::Disable));
+        let ask = |it: &mut Coordinator| {
+            assert!(matches!(
+                it.command(conn, Command::FLUSH, 0),
+                Decision::Wait
+            ));
+            it.counters().joined
+        };
+        write(&mut it, conn);
+        assert_eq!(ask(&mut it), 0);
+        assert_eq!(ask(&mut it), 1, "one is asked for");
+        let flush = next_flush(&mut it);
+        assert_eq!(
+            ask(&mut it),
+            2,
+            "the one that runs covers all that was written"
+        );
+        write(&mut it, conn);
+        assert_eq!(ask(&mut it), 2, "the one that runs does not");
+        assert_eq!(ask(&mut it), 3, "another one is asked for");
+        it.flushed(flush, Ok(()));
+        let flush = next_flush_after_replies(&mut it);
+        it.flushed(flush, Ok(()));
+        let counters = it.counters();
+        assert_eq!((counters.flushes, counters.backend_flushes), (5, 2));
+        assert!(matches!(
+            it.command(conn, Command::FLUSH, 0),
+            Decision::Reply { result: Ok(()), .. }
+        ));
+        assert_eq!(it.counters().skipped, 1);
+    }
+
+    fn next_flush_after_replies(it: &mut Coordinator) -> FlushId {
+        loop {
+            match it.poll() {
+                Some(Action::Flush { flush, .. }) => return flush,
+                Some(Action::Reply { result: Ok(()), .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_flush_that_is_answered_at_once_counts_all_the_same() {
+        let config = Config::new().with_mode(Mode::Disable);
+        let (mut it, conn) = open(config.with_acknowledge(Acknowledge::IgnoreFlush));
+        for asked in 1..=3 {
+            let _ = it.command(conn, Command::FLUSH, 0);
+            let counters = it.counters();
+            assert_eq!((counters.flushes, counters.skipped), (asked, asked));
+        }
+        let (mut it, conn) = open(config);
+        write(&mut it, conn);
+        assert!(matches!(
+            it.command(conn, Command::FLUSH, 0),
+            Decision::Wait
+        ));
+        let flush = next_flush(&mut it);
+        it.flushed(flush, Err(Errno::EIO));
+        assert!(matches!(
+            it.poll(),
+            Some(Action::Reply { result: Err(_), .. })
+        ));
+        // Nothing is left that a flush could write out, but what failed is remembered.
+        for failed in 2..=3 {
+            if let Decision::Wait = it.command(conn, Command::FLUSH, 0) {
+                let flush = next_flush(&mut it);
+                it.flushed(flush, Ok(()));
+                assert!(matches!(
+                    it.poll(),
+                    Some(Action::Reply { result: Err(_), .. })
+                ));
+            }
+            assert_eq!(it.counters().failed, failed);
+        }
+    }
+}
