@@ -293,13 +293,17 @@ impl Client {
         let durable: Vec<_> = durable.collect();
         for block in 0..BLOCKS.into() {
             let survivors = self.server.model().survivors(block);
-            for &write in durable.iter().filter(|it| it.blocks.contains(&block)) {
-                let mut lost = survivors.iter();
-                if let Some(left) = lost.find(|&&left| !self.may_be_left(write, block, left)) {
+            for &left in &survivors {
+                let mut lost = durable.iter().filter(|it| it.blocks.contains(&block));
+                let left = self.writer(block, left);
+                let over = |it: &&&Write| left.is_none_or(|left| self.was_over(left, it));
+                if let Some(lost) = lost.find(over) {
                     return Err(format!(
-                        "write {} of blocks {:?} is called durable, but a crash leaves {left} in \
+                        "write {} of blocks {:?} is called durable, but a crash leaves {} in \
                          block {block}, of {survivors:?}",
-                        write.content, write.blocks
+                        lost.content,
+                        lost.blocks,
+                        left.map_or(0, |it| it.content),
                     ));
                 }
             }
@@ -307,12 +311,10 @@ impl Client {
         Ok(durable.len())
     }
 
-    /// Whether a block that this write is on permanent storage of may have that content: its own,
-    /// or that of another that was not over when it was sent.
-    fn may_be_left(&self, write: &Write, block: u64, left: u64) -> bool {
-        let mut others = self.writes.iter();
-        others
-            .any(|it| it.content == left && it.blocks.contains(&block) && !self.was_over(it, write))
+    /// Who has written that to a block; nobody, if it is what was there at first.
+    fn writer(&self, block: u64, content: u64) -> Option<&Write> {
+        let mut writes = self.writes.iter().rev();
+        writes.find(|it| it.content == content && it.blocks.contains(&block))
     }
 
     /// Whether a write had to be executed before another: its answer, good or bad, was there
