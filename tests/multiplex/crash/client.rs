@@ -147,6 +147,7 @@ impl Client {
             Inner::Settle => self.server.settle(),
             Inner::Connect => self.connect(),
             Inner::Disconnect { conn } => self.disconnect(conn),
+            // Zeroes could not be told from what was there at first; `Ready` comes with `Connect`.
             _ => Ok(()),
         }
     }
