@@ -55,6 +55,8 @@ struct Setting {
     feeding: Feeding,
     /// What the client believes that a flush covers, whatever the plan says.
     believed: Option<Scope>,
+    /// What the client takes a failure for; by default, what the coordinator does.
+    doubts: Option<AfterFailure>,
 }
 
 impl Setting {
@@ -68,6 +70,7 @@ impl Setting {
             after_loss: AfterLoss::Suspect,
             feeding: Feeding::Right,
             believed: None,
+            doubts: None,
         }
     }
 
@@ -88,10 +91,10 @@ impl Setting {
 
     /// The client knows what the server does after a failure.
     fn ledger_after_failure(&self) -> AfterFailure {
-        match self.config.after_failure() {
+        self.doubts.unwrap_or(match self.config.after_failure() {
             flush::AfterFailure::Retry => AfterFailure::Retry,
             _ => AfterFailure::Sticky,
-        }
+        })
     }
 }
 
@@ -298,6 +301,21 @@ fn a_backend_that_keeps_what_it_could_not_write_may_be_flushed_again() {
     let failing = |kind| Setting::new(kind).failing(flush::AfterFailure::Retry);
     holds(honest().map(failing), true);
     holds(caching().map(|it| failing(it).mode(Mode::Disable)), false);
+}
+
+#[test]
+fn a_client_that_doubts_needs_no_server_that_does() {
+    for failure in [Failure::Drops, Failure::Forgets] {
+        let kind = Kind::per_connection().with_failure(failure);
+        let doubting = |mode| Setting {
+            doubts: Some(AfterFailure::Sticky),
+            ..Setting::new(kind)
+                .failing(flush::AfterFailure::Retry)
+                .mode(mode)
+        };
+        holds([doubting(Mode::Emulate)], true);
+        holds([doubting(Mode::Disable)], false);
+    }
 }
 
 #[test]
