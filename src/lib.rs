@@ -12,6 +12,7 @@
 //! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | [`multiplex::plan()`], [`FlushLedger`] |
 //! | a tool that shows what a server has | [`Inspector`], or `io::inspect` | | [`Announcement::lints`] |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
+//! | tests of any of these | [`conformance`]: strategies for messages | the same | [`conformance::property`], [`conformance::check`](mod@conformance::check), [`conformance::backend`] |
 //!
 //! [`ServerHandshake`]: handshake::ServerHandshake
 //! [`Negotiator`]: handshake::Negotiator
@@ -44,6 +45,8 @@
 //! - [`flush`]: keeps the promise that `NBD_FLAG_CAN_MULTI_CONN` makes.
 //! - [`multiplex`]: what a client may rely on that promise for: how many connections, and which
 //!   writes are durable.
+//! - [`conformance`]: whether servers and coordinators keep that promise, and clients rely on no
+//!   more: models of backends, schedules, and a checker of histories, for tests.
 //! - [`wire`]: bytes to values and back; [`limits`]: what a hostile peer may make us hold;
 //!   [`error`]: what is answered to what; `io`: thin drivers over streams.
 //!

@@ -1,5 +1,6 @@
 //! The client's side of multi-conn: plans, and what is durable.
 
+mod crash;
 mod ledger;
 mod pinning;
 mod plan;
