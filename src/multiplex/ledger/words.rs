@@ -22,6 +22,10 @@ pub enum Scope {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum AfterLoss {
     /// They are suspect.
+    ///
+    /// So far only they are. Where a server caches in larger units than it says, a command that
+    /// was never answered may still write back what is around it, over what has been written there
+    /// since on another connection.
     #[default]
     Suspect,
     /// A later flush on another connection covers them: for a server that is known to flush
@@ -40,6 +44,10 @@ pub enum AfterFailure {
     /// A flush or a write with FUA that succeeds is believed at once, as the text demands, even if
     /// another flush is in flight in the same scope of which it turns out later that it failed,
     /// perhaps before. Who does not trust a server that far sends one at a time.
+    ///
+    /// A write that fails casts no doubt on others, not even with FUA. A server that drops what it
+    /// could not flush, and tells only the one whose write with FUA asked for that flush, has
+    /// nobody who could know: the next flush that succeeds is believed.
     #[default]
     Sticky,
     /// They go on waiting for a flush: for a server that is known to keep what it could not write.
