@@ -209,7 +209,8 @@ impl Copy {
     fn build(&self, what: &str, suite: &str) -> PathBuf {
         let mut command = Command::new(env!("CARGO"));
         command
-            .args(["test", "--offline", "--test", suite, "--no-run"])
+            .args(["test", "--offline", "--features", "proptest"])
+            .args(["--test", suite, "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .arg("--target-dir")
             .arg(self.path("target"))
