@@ -5,7 +5,7 @@ use std::io;
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
 
-use super::backend::{Content, Handle, Zeroing};
+use super::backend::{Handle, Zeroing};
 use super::budget::Held;
 use super::payload::Payload;
 use super::status;
@@ -79,14 +79,11 @@ pub(crate) fn hole_reply(
     }
     let mut chunks = encoder.chunks(request).ok()?;
     let length = u32::try_from(request.length).ok()?;
-    let extents = handle.extents(request.offset, request.length, 1).ok()?;
-    match extents[..] {
-        [only] if only.length == request.length && only.content != Content::Data => {
-            let hole = chunks.hole(request.offset, length).ok()?;
-            Some([hole, chunks.done().ok()?])
-        }
-        _ => None,
+    if !handle.is_hole(request.offset, request.length).ok()? {
+        return None;
     }
+    let hole = chunks.hole(request.offset, length).ok()?;
+    Some([hole, chunks.done().ok()?])
 }
 
 /// What the client is told.

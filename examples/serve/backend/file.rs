@@ -232,6 +232,12 @@ impl Handle for Shared {
         kernel::extents(&self.file, offset, end, limit)
             .map_err(|error| self.explain("find extents", offset, error))
     }
+
+    fn is_hole(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let end = end_within(self.size, offset, length)?;
+        kernel::is_hole(&self.file, offset, end)
+            .map_err(|error| self.explain("find extents", offset, error))
+    }
 }
 
 impl Shared {
@@ -500,6 +506,17 @@ mod kernel {
         Ok(extents)
     }
 
+    /// Looks for data only: some filesystems (tmpfs) find the next hole by looking at every page
+    /// before it.
+    pub(super) fn is_hole(file: &File, offset: u64, end: u64) -> io::Result<bool> {
+        match seek(file, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data >= end),
+            Err(Errno::NXIO) => Ok(true),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn end_of_data(file: &File, position: u64, end: u64) -> io::Result<u64> {
         match seek(file, SeekFrom::Hole(position)) {
             Ok(hole) if hole > position => Ok(hole.min(end)),
@@ -568,5 +585,9 @@ mod kernel {
             length: end - offset,
             content: Content::Data,
         })))
+    }
+
+    pub(super) fn is_hole(_: &File, _: u64, _: u64) -> io::Result<bool> {
+        Ok(false)
     }
 }

@@ -150,6 +150,14 @@ pub(crate) trait Handle: Send + Sync {
     /// `limit` is 0, at most `limit`, without gaps, none of them empty, neighbours different. They
     /// may end before the range does.
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>>;
+
+    /// Whether all of the range, which is not empty, is known to read as zeroes. Reads ask this,
+    /// and do not care where data ends, which may take long to find out.
+    fn is_hole(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let first = self.extents(offset, length, 1)?;
+        let whole = |it: &Extent| it.length == length && it.content != Content::Data;
+        Ok(first.first().is_some_and(whole))
+    }
 }
 
 /// A part of what is in memory, kept as it is for as long as this is.

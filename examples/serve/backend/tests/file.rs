@@ -150,7 +150,16 @@ fn holes_are_found_where_the_filesystem_tells() {
         assert_eq!(first, [data(MIB - 5)]);
         let to_the_end = handle.extents(3 * MIB, MIB, 9).expect("extents");
         assert_eq!(to_the_end, [hole(MIB)]);
+        let holes = [(0, MIB), (5, 9), (2 * MIB, 2 * MIB), (4 * MIB - 1, 1)];
+        let others = [(0, MIB + 1), (MIB, 1), (2 * MIB - 1, MIB), (0, 4 * MIB)];
+        for (offset, length) in holes {
+            assert!(handle.is_hole(offset, length).expect("a hole"), "{offset}");
+        }
+        for (offset, length) in others {
+            assert!(!handle.is_hole(offset, length).expect("data"), "{offset}");
+        }
     }
+    assert!(handle.is_hole(4 * MIB, 1).is_err(), "beyond the end");
 }
 
 #[test]
