@@ -74,7 +74,8 @@ impl Traffic {
     }
 }
 
-/// One test, because the allocator counts for the whole process.
+/// The only test that is run unless another is asked for: the allocator counts for the whole
+/// process.
 #[test]
 fn a_checker_takes_no_more_memory_after_ten_times_the_events() {
     let _profiler = dhat::Profiler::builder().testing().build();
@@ -105,5 +106,30 @@ fn a_checker_takes_no_more_memory_after_ten_times_the_events() {
         assert!(now <= remembered + remembered / 10, "{remembered} -> {now}");
         assert!(after <= before + before / 10, "{before} -> {after}");
         assert!(after < 1 << 20, "{after} bytes for {BLOCKS} blocks");
+    }
+}
+
+/// Takes a minute in a release build: `cargo test --release --test conformance_memory -- --ignored
+/// --nocapture`.
+#[test]
+#[ignore = "takes minutes"]
+fn a_checker_takes_no_more_memory_for_a_hundred_million_events() {
+    const ROUNDS: u64 = 10;
+    let _profiler = dhat::Profiler::builder().testing().build();
+    let mut traffic = Traffic {
+        checker: Checker::new(Promise::MULTI_CONN, GRANULE),
+        store: vec![Content::ZEROES; BLOCKS as usize],
+        number: 0,
+    };
+    let mut most = 0;
+    for round in 0..ROUNDS {
+        // Two commands of two events, and now and then more.
+        traffic.commands(100_000_000 / 4 / ROUNDS, 100);
+        let now = allocated();
+        eprintln!("{} events: {now} bytes", traffic.checker.summary().events);
+        if round == 0 {
+            most = now + now / 10;
+        }
+        assert!(now <= most, "{now} bytes, {most} allowed");
     }
 }

@@ -175,7 +175,8 @@ impl Connection {
         let (shaken, negotiated) = client_handshake_with_tls(
             Patient { stream, patience },
             wanted,
-            ClientConfig::new(),
+            // Not if a name or TLS is wanted, which the negotiator sees to.
+            ClientConfig::new().with_oldstyle(true),
             |stream| match tls {
                 Some(tls) => tls.start(stream),
                 // It was not asked for.

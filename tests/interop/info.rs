@@ -191,7 +191,7 @@ fn of_nbdkit_with_more_exports_than_options_that_it_takes() {
 }
 
 /// Certificates for nbdkit, and for the clients of it.
-fn certificates(directory: &Path) {
+pub(crate) fn certificates(directory: &Path) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();

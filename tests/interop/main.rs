@@ -45,6 +45,7 @@ mod allocation;
 mod bad_input;
 mod copy;
 mod copy_lies;
+mod copy_nbdkit;
 mod copy_pairs;
 mod durability;
 mod fio;
