@@ -8,8 +8,8 @@
 //!
 //! | you write | handshake | transmission | and then |
 //! |---|---|---|---|
-//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`], [`Session::check`], [`ReplyEncoder`], [`StatusReply`] | [`FlushCoordinator`] |
-//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`], [`ReadBuffer`] | [`multiplex::plan()`], [`FlushLedger`] |
+//! | a server | [`ServerHandshake`], or `io::server_handshake` | [`RequestDecoder`] or `io::Requests`, [`Session::check`], [`ReplyEncoder`], [`StatusReply`] | [`FlushCoordinator`] |
+//! | a client | [`Negotiator`], or `io::client_handshake` | [`RequestEncoder`], [`ReplyDecoder`] or `io::Replies`, [`ReadBuffer`] | [`multiplex::plan()`], [`FlushLedger`] |
 //! | a tool that shows what a server has | [`Inspector`], or `io::inspect` | | [`Announcement::lints`] |
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //! | tests of any of these | [`conformance`]: strategies for messages | the same | [`conformance::property`], [`conformance::check`](mod@conformance::check), [`conformance::backend`] |

@@ -1,10 +1,15 @@
 //! Thin drivers over sockets.
 //!
-//! Each moves bytes between a stream and a machine of [`handshake`](crate::handshake), and
-//! decides nothing. They read no byte that belongs to transmission, do not buffer across calls,
-//! and know nothing of time: a deadline is for the stream to keep
+//! Each moves bytes between a stream and a machine of [`handshake`](crate::handshake) or
+//! [`transmission`](crate::transmission), and decides nothing. They know nothing of time: a
+//! deadline is for the stream to keep
 //! ([`TcpStream::set_read_timeout`](std::net::TcpStream::set_read_timeout)), or for whoever
 //! cancels.
+//!
+//! The drivers of the handshake read no byte that belongs to transmission, and do not buffer across
+//! calls. For transmission there are the pieces of a loop, for each program has a loop of its own:
+//! [`Requests`] for a server and [`Replies`] for a client, which read ahead, and
+//! [`write_message`] for both.
 //!
 //! TLS is the caller's: the drivers `.._with_tls` take the stream, and a callback that wraps it when
 //! both sides have agreed to start TLS; the others refuse configurations that could lead there.
@@ -40,9 +45,14 @@
 #[cfg(feature = "futures")]
 #[cfg_attr(docsrs, doc(cfg(feature = "futures")))]
 pub mod futures;
+mod input;
 mod maybe_tls;
+mod received;
+mod transmission;
 
 pub use maybe_tls::MaybeTls;
+pub use received::Received;
+pub use transmission::{Replies, Requests, write_message};
 
 use alloc::vec::Vec;
 use std::io::{self, Read, Write};
