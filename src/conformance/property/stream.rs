@@ -15,10 +15,10 @@ use crate::conformance::check::{Initial, Promise};
 use crate::conformance::history::Content;
 use crate::flush::Advertised;
 use crate::handshake::{ClientConfig, Wanted};
-use crate::io::client_handshake;
+use crate::io::{Replies, client_handshake, write_message};
 use crate::limits::Limits;
 use crate::session::Session;
-use crate::transmission::{ReplyDecoder, ReplyEvent, RequestEncoder};
+use crate::transmission::{ReplyEvent, RequestEncoder};
 use crate::wire::{CommandFlags, CommandType, Cookie, Name, Request, TransmissionFlags};
 
 /// A server that is reached through a function that opens a connection to it.
@@ -49,12 +49,10 @@ enum Client<S> {
 }
 
 struct Transmission<S> {
-    stream: S,
     session: Session,
     encoder: RequestEncoder,
-    decoder: ReplyDecoder,
+    replies: Replies<S>,
     waiting: BTreeMap<u64, Waiting>,
-    input: Vec<u8>,
 }
 
 struct Waiting {
@@ -189,13 +187,11 @@ type Answered = (u64, Result<Waiting, crate::wire::Errno>);
 impl<S: Read + Write> Transmission<S> {
     fn receive(&mut self) -> Result<Answered, Trouble> {
         loop {
-            let mut input = &self.input[..];
-            let mut finished = None;
-            let event = self.decoder.next(&mut input);
+            let event = self.replies.next();
             let event = event.map_err(|why| Trouble(format!("the server breaks a rule: {why}")))?;
             let Some(event) = event else {
-                self.input.clear();
-                self.read()?;
+                let received = self.replies.receive();
+                received.map_err(|why| Trouble(format!("no answer came: {why}")))?;
                 continue;
             };
             let waiting = self.waiting.get_mut(&event.cookie().0);
@@ -212,34 +208,13 @@ impl<S: Read + Write> Transmission<S> {
                     }
                 }
                 (ReplyEvent::Finished { cookie, result }, _) => {
-                    finished = Some((cookie.0, *result));
+                    let waiting = self.waiting.remove(&cookie.0);
+                    let waiting = waiting.ok_or_else(|| Trouble::new("an answer to nothing"))?;
+                    return Ok((cookie.0, result.map(|()| waiting)));
                 }
                 _ => {}
             }
-            let left = input.len();
-            self.input.drain(..self.input.len() - left);
-            if let Some((tag, result)) = finished {
-                let waiting = self.waiting.remove(&tag);
-                let waiting = waiting.ok_or_else(|| Trouble::new("an answer to nothing"))?;
-                return Ok((tag, result.map(|()| waiting)));
-            }
         }
-    }
-
-    /// Gets more input.
-    fn read(&mut self) -> Result<(), Trouble> {
-        let mut chunk = vec![0; 16 * 1024];
-        let count = match self.stream.read(&mut chunk) {
-            Ok(0) => {
-                return Err(Trouble::new(
-                    "the server closed it with answers outstanding",
-                ));
-            }
-            Ok(count) => count,
-            Err(why) => return Err(Trouble(format!("no answer came: {why}"))),
-        };
-        self.input.extend(chunk.iter().take(count));
-        Ok(())
     }
 }
 
@@ -344,11 +319,9 @@ impl<F: FnMut() -> IoResult<S>, S: Read + Write> Server for StreamServer<F, S> {
         }
         let transmission = Transmission {
             encoder: RequestEncoder::new(&session),
-            decoder: ReplyDecoder::new(&session, &Limits::new(), MOST_IN_FLIGHT),
+            replies: Replies::new(stream, &session, &Limits::new(), MOST_IN_FLIGHT),
             session,
-            stream,
             waiting: BTreeMap::new(),
-            input: Vec::new(),
         };
         if let Some(client) = self.clients.get_mut(conn) {
             *client = Some(Client::Ready(Box::new(transmission)));
@@ -370,7 +343,7 @@ impl<F: FnMut() -> IoResult<S>, S: Read + Write> Server for StreamServer<F, S> {
         let transmission = self.transmission(conn)?;
         let head = transmission.encoder.encode(&request);
         let head = head.map_err(|why| Trouble(format!("cannot be sent: {why}")))?;
-        let expected = transmission.decoder.expect(&request);
+        let expected = transmission.replies.expect(&request);
         expected.map_err(|why| Trouble(format!("cannot be sent: {why}")))?;
         let reads = request.kind == CommandType::READ;
         let length = if reads { request.length } else { 0 };
@@ -380,9 +353,7 @@ impl<F: FnMut() -> IoResult<S>, S: Read + Write> Server for StreamServer<F, S> {
             reads: matches!(operation, Operation::Read { .. }),
         };
         transmission.waiting.insert(tag, waiting);
-        let wire = [head.as_ref(), &payload[..]].concat();
-        let sent = transmission.stream.write_all(&wire);
-        sent.and_then(|()| transmission.stream.flush())
+        write_message(transmission.replies.get_mut(), &head, &payload)
             .map_err(|why| Trouble(format!("connection {conn} takes no requests: {why}")))
     }
 
@@ -418,8 +389,7 @@ impl<F: FnMut() -> IoResult<S>, S: Read + Write> Server for StreamServer<F, S> {
             && let Ok(head) = transmission.encoder.encode(&Request::disconnect())
         {
             // A server that is gone already has nothing to be told.
-            let _ = transmission.stream.write_all(&head);
-            let _ = transmission.stream.flush();
+            let _ = write_message(transmission.replies.get_mut(), &head, &[]);
         }
         Ok(())
     }
