@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(received.unread(), b"defg");
         let error = received.receive(&mut stream).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(received.decode(|input| std::mem::take(input)), b"defg");
+        assert_eq!(received.decode(std::mem::take), b"defg");
         assert_eq!(received.receive(&mut stream).unwrap(), 1);
         assert_eq!(received.unread(), b"h");
         assert_eq!(received.receive(&mut stream).unwrap(), 0);

@@ -2,6 +2,7 @@
 
 mod answers;
 mod list;
+mod records;
 mod words;
 
 pub use words::{
@@ -9,10 +10,8 @@ pub use words::{
     Undurable, WriteId, WriteState,
 };
 
-use list::{Linked, Links, List, Places};
-
-/// A moment: the number of the event that it was. 0 is before everything.
-type Stamp = u64;
+use list::{Links, List, Places};
+use records::{Connection, InFlight, Phase, Stamp, Tracked};
 
 /// Which of the writes over several connections are on permanent storage, as far as the server has
 /// said so.
@@ -62,121 +61,6 @@ pub struct FlushLedger {
     /// When a flush was last heard to fail, if a flush covers all connections.
     failed: Stamp,
     summary: Summary,
-}
-
-#[derive(Clone, Debug)]
-struct Connection {
-    /// When it was connected, which no other was; 0 if it is free.
-    since: Stamp,
-    /// When it ended; 0 while it has not.
-    ended: Stamp,
-    /// How many writes refer to it.
-    referred: u64,
-    in_flight: Tally,
-    /// What was acknowledged and is neither durable nor suspect; once it has ended, what was so
-    /// at the end.
-    acknowledged: Tally,
-    last_acknowledged: Stamp,
-    /// As in the ledger, if a flush covers its own connection only.
-    queue: List,
-    /// As in the ledger, if a flush covers its own connection only.
-    failed: Stamp,
-    flushes: List,
-    flushes_in_flight: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Free,
-    InFlight,
-    Acknowledged,
-    Failed,
-    Suspect(Doubt),
-}
-
-#[derive(Clone, Debug)]
-struct Tracked {
-    /// When it was sent, which no other was. Stays when the place is free.
-    sent: Stamp,
-    /// When it was answered.
-    answered: Stamp,
-    /// The latest of those in this place that were given up. The others that were here before are
-    /// durable.
-    forgotten: Stamp,
-    offset: u64,
-    length: u64,
-    connection: u32,
-    links: Links,
-    phase: Phase,
-    fua: bool,
-}
-
-#[derive(Clone, Debug)]
-struct InFlight {
-    /// When it was sent; 0 if the place is free.
-    sent: Stamp,
-    connection: u32,
-    links: Links,
-}
-
-impl Linked for Tracked {
-    fn links(&mut self) -> &mut Links {
-        &mut self.links
-    }
-}
-
-impl Linked for InFlight {
-    fn links(&mut self) -> &mut Links {
-        &mut self.links
-    }
-}
-
-impl Connection {
-    const FREE: Self = Self {
-        since: 0,
-        ended: 0,
-        referred: 0,
-        in_flight: Tally::ZERO,
-        acknowledged: Tally::ZERO,
-        last_acknowledged: 0,
-        queue: List::EMPTY,
-        failed: 0,
-        flushes: List::EMPTY,
-        flushes_in_flight: 0,
-    };
-
-    const fn is_open(&self) -> bool {
-        self.since != 0 && self.ended == 0
-    }
-}
-
-impl Tracked {
-    const FREE: Self = Self {
-        sent: 0,
-        answered: 0,
-        forgotten: 0,
-        offset: 0,
-        length: 0,
-        connection: 0,
-        links: Links::NONE,
-        phase: Phase::Free,
-        fua: false,
-    };
-
-    const fn tally(&self) -> Tally {
-        Tally {
-            writes: 1,
-            bytes: self.length,
-        }
-    }
-}
-
-impl InFlight {
-    const FREE: Self = Self {
-        sent: 0,
-        connection: 0,
-        links: Links::NONE,
-    };
 }
 
 impl FlushLedger {
@@ -669,10 +553,5 @@ mod tests {
             assert_eq!(ledger.writes.all().count(), 5);
             assert_eq!(ledger.flushes.all().count(), 3);
         }
-    }
-
-    #[test]
-    fn a_write_takes_no_more_than_a_cache_line() {
-        assert!(size_of::<Tracked>() <= 64);
     }
 }
