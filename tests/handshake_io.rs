@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use handshake_support::*;
-use nbd_proto::error::{Fatal, Refusal};
+use nbd_proto::error::{Fatal, Refusal, Refused};
 use nbd_proto::handshake::{
     ClientConfig, Inspect, NegotiateError, ServerConfig, TlsPolicy, TlsWanted, Wanted,
 };
@@ -185,6 +185,24 @@ fn a_refused_client_sends_its_farewell() {
     let mut abort = vec![];
     ClientOption::Abort.encode(&mut abort);
     assert!(stream.output.ends_with(&abort));
+}
+
+#[test]
+fn why_a_client_was_refused_is_told_apart_as_an_io_error() {
+    for (code, kind) in [
+        (ReplyType::ERR_UNKNOWN, io::ErrorKind::NotFound),
+        (ReplyType::ERR_POLICY, io::ErrorKind::PermissionDenied),
+        (ReplyType::ERR_TLS_REQD, io::ErrorKind::PermissionDenied),
+        (ReplyType::ERR_SHUTDOWN, io::ErrorKind::ConnectionRefused),
+        (ReplyType::ERR_INVALID, io::ErrorKind::ConnectionRefused),
+    ] {
+        let refused = NegotiateError::Refused(Refused {
+            option: OptionCode::GO,
+            code,
+            message: name("no"),
+        });
+        assert_eq!(io::Error::from(refused).kind(), kind, "{code}");
+    }
 }
 
 #[test]
