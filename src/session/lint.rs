@@ -384,7 +384,9 @@ mod tests {
                 sizes(1 << 30, 1 << 17, 1 << 17, 1 << 20),
                 vec![Lint::MinimumTooLarge(1 << 17)],
             ),
-            // "MUST NOT be larger than 2^16".
+            // Each at its bound: "at least as large as the maximum of the minimum block size and
+            // 2^9", and "MUST NOT be larger than 2^16".
+            (sizes(1 << 30, 512, 512, 1 << 20), vec![]),
             (sizes(1 << 30, 1 << 16, 1 << 16, 1 << 20), vec![]),
             (
                 sizes(1 << 30, 1, 5000, 1 << 20),
