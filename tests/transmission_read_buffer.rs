@@ -224,8 +224,10 @@ fn data_may_be_read_straight_into_its_room() {
     decoder.expect(&request).unwrap();
     let mut memory = [0; 8];
     let mut buffer = ReadBuffer::new(&request, &mut memory).unwrap();
-    let mut at = 0;
+    let (mut at, mut turns) = (0, 0);
     while buffer.result().is_none() {
+        turns += 1;
+        assert!(turns < 50, "does not come to an end");
         if let Some(payload) = decoder.payload() {
             // Three bytes at a time, as a short read does.
             let room = buffer.room(&payload).expect("it is for this read");
