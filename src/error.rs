@@ -385,7 +385,9 @@ impl core::error::Error for Refused {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::collections::BTreeSet;
     use alloc::string::ToString;
+    use alloc::vec::Vec;
 
     #[test]
     fn every_refusal_is_an_error_reply_that_says_why() {
@@ -417,5 +419,39 @@ mod tests {
             "the server refused GO: the server has no such export \
              (ERR_UNKNOWN: \"\\u{1b}[2Jgone\")"
         );
+    }
+
+    #[test]
+    fn every_error_reply_has_words_of_its_own() {
+        let words = |code| {
+            let (option, message) = (OptionCode::GO, Name::EMPTY);
+            let refused = Refused {
+                option,
+                code,
+                message,
+            };
+            refused.describe()
+        };
+        let unknown = words(ReplyType(0x8000_7777));
+        let errors = ReplyType::KNOWN.iter().filter(|reply| reply.is_error());
+        let all: Vec<&str> = errors.map(|&code| words(code)).chain([unknown]).collect();
+        let distinct: BTreeSet<&str> = all.iter().copied().collect();
+        assert_eq!(distinct.len(), all.len(), "{all:?}");
+    }
+
+    #[test]
+    #[cfg(feature = "std")]
+    fn an_io_error_tells_an_end_and_a_missing_export_from_a_peer_that_breaks_the_rules() {
+        use std::io::{Error, ErrorKind};
+
+        let name = Name::EMPTY;
+        for (fatal, kind) in [
+            (Fatal::Closed, ErrorKind::UnexpectedEof),
+            (Fatal::ExportUnavailable { name }, ErrorKind::NotFound),
+            (Fatal::Oldstyle, ErrorKind::InvalidData),
+            (Fatal::PlaintextBeforeTls, ErrorKind::InvalidData),
+        ] {
+            assert_eq!(Error::from(fatal).kind(), kind);
+        }
     }
 }

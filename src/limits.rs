@@ -245,3 +245,22 @@ impl Default for Limits {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_string_is_allowed_to_be_longer_than_the_protocol_allows() {
+        // proto.md "Conventions": strings of at most 4096 bytes.
+        for (set, expected) in [
+            (0, 0),
+            (4095, 4095),
+            (4096, 4096),
+            (4097, 4096),
+            (u32::MAX, 4096),
+        ] {
+            assert_eq!(Limits::new().with_max_string(set).max_string(), expected);
+        }
+    }
+}

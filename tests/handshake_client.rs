@@ -625,7 +625,8 @@ fn the_machine_never_wants_more_than_the_rest_of_the_message() {
     bytes.extend_from_slice(b"a reply");
     let (mut rest, mut out, mut wanted) = (&bytes[..], vec![], vec![]);
     let mut machine = ClientHandshake::new(ClientConfig::new());
-    loop {
+    for turn in 0.. {
+        assert!(turn < 20, "does not come to an end: {wanted:?}");
         let wants = machine.wants();
         let (mut input, after) = rest.split_at(wants);
         if wants > 0 {
@@ -642,4 +643,20 @@ fn the_machine_never_wants_more_than_the_rest_of_the_message() {
     assert_eq!(wanted, [18, 20, 12, 20]);
     assert_eq!(rest, b"a reply");
     assert_eq!(machine.wants(), 0);
+}
+
+#[test]
+fn a_client_knows_what_the_session_has_become_before_it_asks() {
+    for (flags, fixed) in [(0, false), (1, true), (2, false), (3, true)] {
+        let bytes = server_bytes(flags, &[]);
+        let (mut input, mut out) = (&bytes[..], vec![]);
+        let mut machine = ClientHandshake::new(ClientConfig::new());
+        assert!(!machine.is_fixed_newstyle(), "not known yet");
+        match machine.step(&mut input, &mut out).unwrap() {
+            ClientStep::Ready(ready) => assert_eq!(ready.is_fixed_newstyle(), fixed),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(machine.is_fixed_newstyle(), fixed);
+        assert!(!machine.is_tls());
+    }
 }

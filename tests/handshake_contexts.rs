@@ -252,6 +252,10 @@ fn too_many_queries_and_contexts_and_too_long_names_are_too_big() {
     let bytes = client_bytes(fixed(), &both);
     let run = run_server(config().with_limits(limits), &bytes, &[]);
     assert_eq!(told(&run), (vec![], ReplyType::ERR_TOO_BIG));
+    // As many as may be selected are.
+    let limits = Limits::new().with_max_contexts(3);
+    let run = run_server(config().with_limits(limits), &bytes, &[]);
+    assert_eq!(told(&run).0.len(), 3);
 }
 
 #[test]

@@ -202,7 +202,9 @@ fn a_list_is_bounded_in_bytes_as_well_as_in_entries() {
         name: name(&"n".repeat(4096)),
         description: name(&"d".repeat(4096)),
     };
-    let limits = Limits::new().with_max_reply_bytes(100_000);
+    // Twelve entries, to the byte: the length of the name, the name, the description.
+    let limit = 12 * (4 + 2 * 4096);
+    let limits = Limits::new().with_max_reply_bytes(limit);
     let config = ClientConfig::new().with_limits(limits);
     let mut replies = vec![(OptionCode::LIST, entry); 12];
     let end = |replies: &[_]| {
@@ -212,7 +214,6 @@ fn a_list_is_bounded_in_bytes_as_well_as_in_entries() {
     assert_eq!(end(&replies), Ok(()));
     replies.push(replies[0].clone());
     let option = OptionCode::LIST;
-    let limit = 100_000;
     assert_eq!(
         end(&replies),
         Err(Fatal::TooManyReplyBytes { option, limit })

@@ -4,22 +4,24 @@
 
 mod handshake_support;
 
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, BufWriter, Cursor, IoSlice, IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use handshake_support::*;
-use nbd_proto::error::{Fatal, Refusal};
+use nbd_proto::error::{Fatal, Refusal, Refused};
 use nbd_proto::handshake::{
     ClientConfig, Inspect, NegotiateError, ServerConfig, TlsPolicy, TlsWanted, Wanted,
 };
 use nbd_proto::io::{
-    Error, client_handshake, client_handshake_with_tls, inspect, inspect_with_tls,
+    Error, MaybeTls, client_handshake, client_handshake_with_tls, inspect, inspect_with_tls,
     server_handshake, server_handshake_with_tls,
 };
 use nbd_proto::limits::Limits;
-use nbd_proto::wire::{ClientFlags, ClientOption, OptionCode, OptionReply, ReplyType};
+use nbd_proto::wire::{
+    ClientFlags, ClientOption, Info, OptionCode, OptionReply, ReplyType, TransmissionFlags,
+};
 
 /// A stream that has everything to be read from the beginning, gives it in small pieces, and
 /// collects what is written.
@@ -30,6 +32,8 @@ struct Script {
     /// Fail with this after the input, rather than say that it ends.
     error: Option<io::ErrorKind>,
     interrupts: bool,
+    /// How often something was read.
+    reads: usize,
 }
 
 impl Script {
@@ -40,6 +44,7 @@ impl Script {
             piece,
             error: None,
             interrupts: false,
+            reads: 0,
         }
     }
 
@@ -55,6 +60,7 @@ impl Read for Script {
         if self.interrupts {
             return Err(io::ErrorKind::Interrupted.into());
         }
+        self.reads += 1;
         let len = buffer.len().min(self.piece);
         match (self.input.read(&mut buffer[..len])?, self.error) {
             (0, Some(kind)) => Err(kind.into()),
@@ -116,6 +122,37 @@ fn a_client_reads_no_byte_of_transmission() {
         assert_eq!(got.session.size(), disk().size);
         assert_eq!(stream.rest(), b"a reply");
     }
+}
+
+#[test]
+fn drivers_read_as_much_at_once_as_belongs_to_a_message() {
+    let mut stream = Script::new(client_bytes(fixed(), &[go("disk")]), 1000);
+    server_handshake(&mut stream, ServerConfig::new(), answer).unwrap();
+    assert_eq!(stream.reads, 3, "flags, header, body");
+
+    let export = OptionReply::Info(Info::Export {
+        size: 1,
+        flags: TransmissionFlags::HAS_FLAGS,
+    });
+    let replies = [(OptionCode::GO, export), (OptionCode::GO, OptionReply::Ack)];
+    let mut stream = Script::new(server_bytes(3, &replies), 1000);
+    let wanted = compact("disk").with_structured_replies(false);
+    client_handshake(&mut stream, wanted, ClientConfig::new()).unwrap();
+    assert_eq!(stream.reads, 4, "greeting, header, body, header");
+
+    let entry = OptionReply::Server {
+        name: name("disk"),
+        description: name("a disk"),
+    };
+    let replies = [
+        (OptionCode::EXTENDED_HEADERS, OptionReply::Ack),
+        (OptionCode::LIST, entry),
+        (OptionCode::LIST, OptionReply::Ack),
+    ];
+    let mut stream = Script::new(server_bytes(3, &replies), 1000);
+    let list = Inspect::new().with_list(true);
+    inspect(&mut stream, list, ClientConfig::new()).1.unwrap();
+    assert_eq!(stream.reads, 5, "greeting, header, header, body, header");
 }
 
 #[test]
@@ -185,6 +222,24 @@ fn a_refused_client_sends_its_farewell() {
     let mut abort = vec![];
     ClientOption::Abort.encode(&mut abort);
     assert!(stream.output.ends_with(&abort));
+}
+
+#[test]
+fn why_a_client_was_refused_is_told_apart_as_an_io_error() {
+    for (code, kind) in [
+        (ReplyType::ERR_UNKNOWN, io::ErrorKind::NotFound),
+        (ReplyType::ERR_POLICY, io::ErrorKind::PermissionDenied),
+        (ReplyType::ERR_TLS_REQD, io::ErrorKind::PermissionDenied),
+        (ReplyType::ERR_SHUTDOWN, io::ErrorKind::ConnectionRefused),
+        (ReplyType::ERR_INVALID, io::ErrorKind::ConnectionRefused),
+    ] {
+        let refused = NegotiateError::Refused(Refused {
+            option: OptionCode::GO,
+            code,
+            message: name("no"),
+        });
+        assert_eq!(io::Error::from(refused).kind(), kind, "{code}");
+    }
 }
 
 #[test]
@@ -328,6 +383,26 @@ fn drivers_with_tls_do_without_where_both_sides_may() {
     let (stream, got) = client_handshake_with_tls(ours, wanted, config, never).unwrap();
     assert!(!stream.is_tls() && !got.session.is_tls());
     assert_eq!(server.join().unwrap(), Some(got.session));
+}
+
+#[test]
+fn what_a_stream_can_do_at_once_it_can_still_do_when_it_may_be_tls() {
+    type Either<S> = MaybeTls<S, S>;
+    for wrap in [Either::Plain, Either::Tls] {
+        let mut stream = wrap(Cursor::new(b"abcdef".to_vec()));
+        let (mut one, mut two) = ([0; 2], [0; 3]);
+        let mut buffers = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
+        assert_eq!(stream.read_vectored(&mut buffers).unwrap(), 5);
+        assert_eq!((&one, &two), (b"ab", b"cde"));
+    }
+    for wrap in [Either::Plain, Either::Tls] {
+        let mut stream = wrap(BufWriter::new(vec![]));
+        let buffers = [IoSlice::new(b"ab"), IoSlice::new(b"cde")];
+        assert_eq!(stream.write_vectored(&buffers).unwrap(), 5);
+        stream.flush().unwrap();
+        let (MaybeTls::Plain(inner) | MaybeTls::Tls(inner)) = &stream;
+        assert_eq!(inner.get_ref(), b"abcde", "it is not in a buffer any more");
+    }
 }
 
 #[test]

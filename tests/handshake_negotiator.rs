@@ -9,7 +9,7 @@ use nbd_proto::handshake::{
     Negotiated, Negotiator, Progress, Report, ServerConfig, ServerHandshake, Step, TlsPolicy,
     TlsWanted, Wanted,
 };
-use nbd_proto::session::{Lint, ReplyStyle};
+use nbd_proto::session::{Announcement, Lint, ReplyStyle};
 use nbd_proto::wire::{
     ClientOption, GreetingStyle, HandshakeFlags, Info, InfoType, Name, OldstyleGreeting,
     OptionCode, OptionReply, ReplyType, TransmissionFlags,
@@ -194,8 +194,13 @@ fn an_oldstyle_greeting_is_taken_in_any_pieces_and_no_byte_more() {
         panic!("no session");
     };
     assert_eq!((got.size(), got.flags()), (served.size(), served.flags()));
-    assert!(!served.flags().contains(TransmissionFlags::SEND_DF));
+    // "MUST always be 1", and there is nothing else to tell that a flush is there.
+    assert_eq!(served.flags(), HAS | TransmissionFlags::SEND_FLUSH);
     assert_eq!(bytes[24..26], [0, 0], "no handshake flags");
+    let flags = (export.flags | HAS).difference(TransmissionFlags::SEND_DF);
+    let same = Export::new(name("disk"), export.size, flags);
+    let served = ServerHandshake::oldstyle(&same, &mut vec![]).unwrap();
+    assert_eq!(served.flags(), flags);
 
     let mut out = vec![];
     let secret = export.with_tls_required(true);
@@ -225,6 +230,47 @@ fn what_a_server_announces_is_kept_as_it_said_it() {
             Lint::FastZeroWithoutWriteZeroes
         ]
     );
+}
+
+#[test]
+fn contexts_and_size_constraints_are_announced_where_there_are_any() {
+    let writable = HAS | TransmissionFlags::SEND_FLUSH;
+    let payload = writable | TransmissionFlags::BLOCK_STATUS_PAYLOAD;
+    let context = OptionReply::MetaContext {
+        id: 0,
+        name: name("base:allocation"),
+    };
+    let sizes = OptionReply::Info(Info::BlockSize {
+        minimum: 512,
+        preferred: 512,
+        max_payload: 512,
+    });
+    let run = |wanted: Wanted, heard: &[(OptionCode, OptionReply)]| {
+        let mut replies = vec![(EXT, OptionReply::Ack)];
+        replies.extend_from_slice(heard);
+        replies.push((GO, OptionReply::Ack));
+        let bytes = server_bytes(3, &replies);
+        let (_, end) = negotiate(wanted, ClientConfig::new(), &bytes);
+        end.unwrap().announcement()
+    };
+    let disk = || Wanted::new(name("disk"));
+    let said = run(disk(), &[(GO, export(payload))]);
+    assert_eq!(said.lints(), [Lint::StatusPayloadWithoutContexts]);
+    let heard = [
+        (SET, context),
+        (SET, OptionReply::Ack),
+        (GO, export(payload)),
+    ];
+    let said = run(wanted(), &heard);
+    assert_eq!(said.lints(), []);
+    let flags = HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES;
+    let announced = || {
+        Announcement::new(4096, writable, ReplyStyle::Extended).with_handshake_flags(flags, false)
+    };
+    let heard = [(GO, export(writable)), (GO, sizes)];
+    assert_eq!(run(disk(), &heard[..1]), announced());
+    let told = announced().with_block_sizes(512, 512, 512);
+    assert_eq!(run(disk(), &heard), told);
 }
 
 // --- inspection ---
@@ -401,7 +447,9 @@ fn an_inspection_of_servers_that_know_little_says_so() {
     let Ok(InspectProgress::Done(report)) = progress else {
         panic!("{progress:?}");
     };
-    assert_eq!(report.exports[0].info.as_ref().unwrap().size, disk().size);
+    let info = report.exports[0].info.as_ref().unwrap();
+    let flags = HAS | TransmissionFlags::SEND_FLUSH;
+    assert_eq!((info.size, info.flags), (disk().size, flags));
     let mut tool = Inspector::new(Inspect::new(), ClientConfig::new());
     let refused = tool.advance(&mut &bytes[..], &mut out);
     assert_eq!(refused, Err(Fatal::Oldstyle.into()));
@@ -425,4 +473,71 @@ fn a_server_that_shuts_down_ends_an_inspection() {
         let again = tool.advance(&mut &[][..], &mut out);
         assert_eq!(again, end);
     }
+}
+
+#[test]
+fn a_list_that_is_only_to_be_seen_leads_to_no_more_questions() {
+    let config = ServerConfig::new();
+    let list = Inspect::new().with_list(true).with_export(name("disk"));
+    let (report, end) = inspect(list, config, answer);
+    assert_eq!(end, Ok(()));
+    assert_eq!(report.list.unwrap().unwrap().len(), 2);
+    assert_eq!(names(&report.exports), ["disk"]);
+}
+
+#[test]
+fn what_was_listed_before_the_list_was_refused_is_not_asked_about() {
+    let entry = OptionReply::Server {
+        name: name("disk"),
+        description: Name::EMPTY,
+    };
+    let replies = [
+        (EXT, OptionReply::Ack),
+        (OptionCode::LIST, entry),
+        (OptionCode::LIST, error(ReplyType::ERR_POLICY)),
+    ];
+    let mut out = vec![];
+    let mut tool = Inspector::new(Inspect::new().with_every_export(true), ClientConfig::new());
+    let progress = tool.advance(&mut &server_bytes(3, &replies)[..], &mut out);
+    let Ok(InspectProgress::Done(report)) = progress else {
+        panic!("{progress:?}");
+    };
+    assert_eq!(
+        report.list.unwrap().unwrap_err().code,
+        ReplyType::ERR_POLICY
+    );
+    let sent = [
+        ClientOption::ExtendedHeaders,
+        ClientOption::List,
+        ClientOption::Abort,
+    ];
+    assert_eq!(out, client_bytes(fixed(), &sent));
+}
+
+#[test]
+fn a_negotiator_never_wants_more_than_the_rest_of_the_message() {
+    let replies = [
+        (EXT, error(ReplyType::ERR_UNSUP)),
+        (SR, OptionReply::Ack),
+        (GO, export(HAS)),
+        (GO, OptionReply::Ack),
+    ];
+    let mut bytes = server_bytes(3, &replies);
+    bytes.extend_from_slice(b"a reply");
+    let (mut rest, mut out, mut wanted) = (&bytes[..], vec![], vec![]);
+    let mut negotiator = Negotiator::new(Wanted::new(name("disk")), ClientConfig::new());
+    loop {
+        assert!(wanted.len() < 10, "does not come to an end: {wanted:?}");
+        wanted.push(negotiator.wants());
+        let (mut input, after) = rest.split_at(negotiator.wants());
+        rest = after;
+        match negotiator.advance(&mut input, &mut out).unwrap() {
+            Progress::NeedInput => assert!(input.is_empty()),
+            Progress::Done(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    // The greeting; a header for each reply; what the export has.
+    assert_eq!(wanted, [18, 20, 20, 20, 12, 20]);
+    assert_eq!((rest, negotiator.wants()), (&b"a reply"[..], 0));
 }

@@ -359,6 +359,31 @@ fn leave_from_another_machine_changes_nothing() {
     assert_eq!(other.wants(), 4, "it still wants the client's flags");
 }
 
+#[test]
+fn every_ask_says_whether_tls_runs() {
+    let asks = [
+        ClientOption::ExtendedHeaders,
+        ClientOption::List,
+        ClientOption::ListMetaContext(queries("disk", &[])),
+        ClientOption::Info(request("disk", &[])),
+    ];
+    let (before, after) = (client_bytes(fixed(), &asks), encoded(&asks));
+    let tls = client_bytes(fixed(), &[ClientOption::StartTls]);
+    for (phases, expected) in [(&[&before[..]][..], false), (&[&tls, &after], true)] {
+        let mut said = vec![];
+        run_server_over_tls(config(TlsPolicy::Selective), phases, &[], |ask| {
+            said.push(match &ask {
+                Ask::List(ask) => ask.is_tls(),
+                Ask::Export(ask) => ask.is_tls(),
+                Ask::Contexts(ask) => ask.is_tls(),
+                other => panic!("{other:?}"),
+            });
+            answer(ask);
+        });
+        assert_eq!(said, [expected; 3]);
+    }
+}
+
 // --- the client ---
 
 #[test]
@@ -462,6 +487,11 @@ fn leave_is_given_again_to_a_client_that_let_go_of_it() {
         assert_eq!((machine.wants(), machine.is_tls()), (0, false));
         assert_eq!(machine.on_eof(), Err(Fatal::Closed));
     }
+    match machine.step(&mut input, &mut out) {
+        Ok(ClientStep::StartTls(leave)) => machine.tls_started(leave),
+        other => panic!("{other:?}"),
+    }
+    assert!(machine.is_tls());
 }
 
 // --- both ---

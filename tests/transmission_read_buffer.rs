@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use nbd_proto::limits::Limits;
 use nbd_proto::session::{ReplyStyle, Session};
+use nbd_proto::transmission::client::Payload;
 use nbd_proto::transmission::{
     Chunks, ReadBuffer, ReplyDecoder, ReplyEncoder, ReplyEvent, WrongBuffer,
 };
@@ -137,20 +138,35 @@ fn events_of_others_and_after_the_end_are_not_taken() {
     let mut memory = [9; 8];
     let mut buffer = ReadBuffer::new(&read(8), &mut memory).unwrap();
     let other = Cookie(6);
-    assert!(!buffer.take(&ReplyEvent::Hole {
-        cookie: other,
+    let events = [
+        data(0, b"abcdefgh", 0),
+        hole(0, 8),
+        error(None),
+        error(Some(4)),
+        finished(Ok(())),
+    ];
+    for mut event in events {
+        if let ReplyEvent::Data { cookie, .. }
+        | ReplyEvent::Hole { cookie, .. }
+        | ReplyEvent::Error { cookie, .. }
+        | ReplyEvent::Finished { cookie, .. } = &mut event
+        {
+            *cookie = other;
+        }
+        assert!(!buffer.take(&event), "{event:?}");
+    }
+    let payload = |cookie| Payload {
+        cookie,
         offset: START,
-        length: 8
-    }));
-    assert!(!buffer.take(&ReplyEvent::Finished {
-        cookie: other,
-        result: Ok(())
-    }));
+        left: 8,
+    };
+    assert_eq!(buffer.room(&payload(other)), None);
     assert_eq!(buffer.result(), None);
     assert!(buffer.take(&finished(Err(Errno::EPERM))));
     assert_eq!(buffer.result(), Some(Err(Errno::EPERM)));
     // The cookie is free, and may be that of another read.
     assert!(!buffer.take(&data(0, b"abcdefgh", 0)));
+    assert_eq!(buffer.room(&payload(C)), None);
     assert!(!buffer.take(&finished(Ok(()))));
     assert_eq!(buffer.good().count(), 0);
     assert_eq!(memory, [9; 8]);
@@ -208,8 +224,10 @@ fn data_may_be_read_straight_into_its_room() {
     decoder.expect(&request).unwrap();
     let mut memory = [0; 8];
     let mut buffer = ReadBuffer::new(&request, &mut memory).unwrap();
-    let mut at = 0;
+    let (mut at, mut turns) = (0, 0);
     while buffer.result().is_none() {
+        turns += 1;
+        assert!(turns < 50, "does not come to an end");
         if let Some(payload) = decoder.payload() {
             // Three bytes at a time, as a short read does.
             let room = buffer.room(&payload).expect("it is for this read");

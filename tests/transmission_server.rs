@@ -347,6 +347,19 @@ fn errors_that_the_protocol_does_not_know_go_out_as_einval() {
 }
 
 #[test]
+fn eoverflow_is_for_commands_without_payload_above_the_maximum_payload() {
+    // proto.md "Error values": "when a command without payload requests a length larger than an
+    // advertised maximum payload length". It is 4096 bytes.
+    for make in [Request::trim, Request::cache, Request::write_zeroes] {
+        for (length, expected) in [(4096, Errno::EINVAL), (4097, Errno::EOVERFLOW)] {
+            let head = encoder(ReplyStyle::Simple).fail(&make(C, 0, length), Errno::EOVERFLOW);
+            let reply = SimpleReply::from_bytes(head.as_ref().try_into().unwrap()).unwrap();
+            assert_eq!(reply.result, Err(expected));
+        }
+    }
+}
+
+#[test]
 fn an_error_with_offset_must_lie_within_the_request() {
     let encoder = encoder(ReplyStyle::Structured);
     let write = Request::write(C, 512, 512);
@@ -383,6 +396,8 @@ fn the_builder_of_replies_cannot_be_talked_into_an_illegal_one() {
     assert_eq!(reply.data(1000, 0), Err(IllegalReply::OutOfRange));
     assert_eq!(reply.hole(1000, 0), Err(IllegalReply::OutOfRange));
     assert_eq!(reply.data(1000, 4097), Err(IllegalReply::TooLarge));
+    let most = encoder.chunks(&Request::read(C, 0, 8192));
+    assert!(most.unwrap().data(0, 4096).is_ok(), "the maximum itself");
     assert!(reply.data(1100, 100).is_ok());
     assert_eq!(reply.hole(1199, 2), Err(IllegalReply::Overlap));
     assert_eq!(reply.data(1099, 2), Err(IllegalReply::Overlap));
@@ -442,6 +457,15 @@ fn a_read_that_must_not_be_fragmented_has_content_or_overflows() {
     assert_eq!(reply.data(0, 100), Err(IllegalReply::Overflow));
     assert_eq!(reply.last_hole(0, 100), Err(IllegalReply::Overflow));
     assert!(reply.done().is_ok());
+    // Wherever it overflowed, and whatever else went wrong then.
+    let mut reply = encoder.chunks(&read).unwrap();
+    reply.error_at(50, overflow, "", &mut out).unwrap();
+    reply.error_at(60, Errno::EIO, "", &mut out).unwrap();
+    assert_eq!(reply.data(0, 50), Err(IllegalReply::Overflow));
+    // Another error leaves room for content.
+    let mut reply = encoder.chunks(&read).unwrap();
+    reply.error_at(50, Errno::EIO, "", &mut out).unwrap();
+    assert!(reply.data(0, 50).is_ok());
 
     // Without the flag it is an error like any other.
     let read = Request::read(C, 0, 100);

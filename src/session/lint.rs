@@ -384,6 +384,10 @@ mod tests {
                 sizes(1 << 30, 1 << 17, 1 << 17, 1 << 20),
                 vec![Lint::MinimumTooLarge(1 << 17)],
             ),
+            // Each at its bound: "at least as large as the maximum of the minimum block size and
+            // 2^9", and "MUST NOT be larger than 2^16".
+            (sizes(1 << 30, 512, 512, 1 << 20), vec![]),
+            (sizes(1 << 30, 1 << 16, 1 << 16, 1 << 20), vec![]),
             (
                 sizes(1 << 30, 1, 5000, 1 << 20),
                 vec![Lint::PreferredNotPowerOfTwo(5000)],
@@ -414,6 +418,7 @@ mod tests {
                 vec![Lint::SmallMaximum(4096)],
             ),
             (sizes((1 << 20) - 1, 1, 4096, 4096), vec![]),
+            (sizes(1 << 20, 1, 4096, 1 << 20), vec![]),
             (
                 sizes((1 << 20) + 5, 512, 4096, 1 << 20),
                 vec![Lint::UnreachableEnd(5)],
@@ -443,17 +448,41 @@ mod tests {
     }
 
     #[test]
-    fn every_lint_has_words_and_a_section() {
-        let all = Announcement::new(
-            5,
-            TransmissionFlags::from_bits_retain(0xfff2),
-            ReplyStyle::Simple,
-        )
-        .with_block_sizes(3, 5, 4)
-        .lints();
-        assert!(all.len() > 5);
-        for lint in all {
-            assert!(!lint.to_string().is_empty() && !lint.section().is_empty());
+    fn every_lint_has_words_and_the_section_that_forbids_it_or_advises_against_it() {
+        let flags = "Transmission flags";
+        let (sizes, interoperability) = ("Size constraints", "Maximum interoperability");
+        let (preferred, minimum, max_payload) = (5, 3, 4);
+        let odd = HandshakeFlags::from_bits_retain(0x8000);
+        // Where the text says MUST, and where it says SHOULD.
+        for (lint, section, is_advice) in [
+            (Lint::NoFlags, flags, false),
+            (Lint::DontFragmentWithoutChunks, flags, false),
+            (Lint::FastZeroWithoutWriteZeroes, flags, false),
+            (Lint::StatusPayloadWithoutExtendedHeaders, flags, false),
+            (Lint::StatusPayloadWithoutContexts, flags, true),
+            (Lint::MultiConnWithoutFlush, flags, false),
+            (Lint::ReadOnlyButModifiable, flags, false),
+            (Lint::FuaWithoutFlush, interoperability, true),
+            (Lint::NoFlush, interoperability, true),
+            (Lint::MinimumNotPowerOfTwo(3), sizes, false),
+            (Lint::MinimumTooLarge(1 << 17), sizes, false),
+            (Lint::PreferredNotPowerOfTwo(5), sizes, false),
+            (Lint::PreferredTooSmall { preferred, minimum }, sizes, false),
+            (
+                Lint::MaximumBelowPreferred {
+                    max_payload,
+                    preferred,
+                },
+                sizes,
+                false,
+            ),
+            (Lint::SmallMaximum(512), sizes, true),
+            (Lint::UnreachableEnd(5), sizes, true),
+            (Lint::UnknownHandshakeFlags(odd), "Handshake flags", false),
+            (Lint::OldstyleHandshakeFlags(odd), "Handshake flags", false),
+        ] {
+            assert_eq!((lint.section(), lint.is_advice()), (section, is_advice));
+            assert!(!lint.to_string().is_empty());
         }
     }
 }

@@ -71,6 +71,7 @@ impl fmt::Debug for Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
 
     #[test]
     fn the_largest_head_fits() {
@@ -78,5 +79,15 @@ mod tests {
         assert_eq!(head.len(), Head::MAX);
         assert_eq!(head.as_ref()[..32], [1; 32]);
         assert_eq!(head.as_ref()[32..], [2; 12]);
+    }
+
+    #[test]
+    fn heads_are_compared_and_printed_by_their_bytes() {
+        let head = Head::of(&[0, 0xc0]);
+        assert_eq!(head, Head::of(&[0]).with(&[0xc0]));
+        // What lies behind the end does not count, but where the end is does.
+        assert_ne!(head, Head::of(&[0, 0xc1]));
+        assert_ne!(head, Head::of(&[0, 0xc0, 0]));
+        assert_eq!(format!("{head:?}"), "Head(00c0)");
     }
 }

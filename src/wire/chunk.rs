@@ -266,4 +266,28 @@ mod tests {
         assert_eq!(decoded.message.len(), 4095);
         assert_eq!(decoded.text(), "\u{20ac}".repeat(1365));
     }
+
+    #[test]
+    fn a_message_in_no_encoding_is_cut_at_the_limit_and_a_character_is_not_split() {
+        let sent = |message: &[u8]| {
+            let error = ErrorChunk {
+                error: Errno::EIO,
+                message,
+                offset: None,
+            };
+            let mut out = vec![];
+            error.encode(&mut out);
+            assert_eq!(out.len(), error.wire_len() as usize);
+            out.split_off(6)
+        };
+        // Bytes that continue a character which never began.
+        let mut message = vec![b'x'; 2000];
+        message.resize(5000, 0x80);
+        assert_eq!(sent(&message), message[..MAX_ERROR_MESSAGE]);
+        let mut message = vec![b'x'; MAX_ERROR_MESSAGE - 3];
+        message.extend("\u{1f4be}".bytes());
+        assert_eq!(sent(&message), message[..MAX_ERROR_MESSAGE - 3]);
+        message.remove(0);
+        assert_eq!(sent(&message), message);
+    }
 }

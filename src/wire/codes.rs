@@ -297,4 +297,24 @@ mod tests {
             assert_eq!(errno.or_einval(), errno);
         }
     }
+
+    #[test]
+    fn every_errno_says_what_it_is_and_an_unknown_one_what_einval_is() {
+        // proto.md "Error values", in the words of a C library.
+        let words = [
+            (Errno::EPERM, "operation not permitted"),
+            (Errno::EIO, "input/output error"),
+            (Errno::ENOMEM, "cannot allocate memory"),
+            (Errno::EINVAL, "invalid argument"),
+            (Errno::ENOSPC, "no space left on device"),
+            (Errno::EOVERFLOW, "value too large"),
+            (Errno::ENOTSUP, "operation not supported"),
+            (Errno::ESHUTDOWN, "server is shutting down"),
+        ];
+        assert_eq!(words.map(|(errno, _)| errno)[..], *Errno::KNOWN);
+        for (errno, expected) in words {
+            assert_eq!(errno.describe(), expected);
+        }
+        assert_eq!(Errno(7).describe(), "invalid argument");
+    }
 }

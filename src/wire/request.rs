@@ -288,7 +288,7 @@ impl<'a> StatusQuery<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
+    use alloc::{format, vec};
     use hex_literal::hex;
 
     // Each vector is written out field by field from proto.md "Request message".
@@ -392,5 +392,13 @@ mod tests {
             StatusQuery::parse(&payload[..15]),
             Err(Malformed::Trailing { excess: 3 })
         );
+    }
+
+    #[test]
+    fn a_cookie_is_a_number_and_prints_as_one() {
+        let cookie = Cookie::from(0xffee_ddcc_bbaa_9988);
+        assert_eq!(cookie, Cookie(0xffee_ddcc_bbaa_9988));
+        assert_eq!(format!("{cookie}"), "0xffeeddccbbaa9988");
+        assert_eq!(format!("{cookie:?}"), "Cookie(0xffeeddccbbaa9988)");
     }
 }

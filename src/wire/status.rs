@@ -375,4 +375,22 @@ mod tests {
         );
         assert_eq!(out, [1, 2, 3]);
     }
+
+    #[test]
+    fn extents_are_counted_and_compared_as_decoded_however_they_lie_in_memory() {
+        let bytes = hex!("00001000 00000003 00002000 00000000");
+        let whole = Extents::new(None, &bytes, false);
+        let split = Extents::new(Some(EXTENTS[0]), &bytes[8..], false);
+        let wide = hex!("0000000000002000 0000000000000000");
+        let wide = Extents::new(Some(EXTENTS[0]), &wide, true);
+        for extents in [&whole, &split, &wide] {
+            assert_eq!(extents.len(), 2);
+            assert_eq!(extents.clone().collect::<Vec<_>>(), EXTENTS);
+            assert_eq!(*extents, whole);
+        }
+        let one = Extents::new(Some(EXTENTS[0]), &[], false);
+        assert_eq!(one.len(), 1);
+        assert_ne!(one, whole);
+        assert_ne!(Extents::new(None, &bytes[8..], false), one);
+    }
 }

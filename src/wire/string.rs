@@ -156,7 +156,7 @@ impl fmt::Display for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
+    use alloc::{format, vec};
 
     #[test]
     fn a_name_has_at_most_4096_bytes_of_utf8_and_no_nul() {
@@ -180,5 +180,14 @@ mod tests {
             assert!(name.0.len() > MAX_STRING - 4);
             assert_eq!(Name::new(name.0.clone()), Ok(name));
         }
+    }
+
+    #[test]
+    fn a_name_is_its_text_in_every_guise() {
+        let name: Name = "disk".parse().unwrap();
+        assert_eq!((name.as_str(), name.as_ref()), ("disk", "disk"));
+        assert_eq!(format!("{name} {name:?}"), "disk \"disk\"");
+        assert_eq!(String::from(name), "disk");
+        assert_eq!("a\0b".parse::<Name>(), Err(BadString::Nul));
     }
 }

@@ -6,7 +6,7 @@ use nbd_proto::flush::{
 };
 use nbd_proto::wire::{CommandType, Errno};
 
-use crate::world::World;
+use crate::world::{Fault, World};
 
 fn caching() -> Backend {
     Backend::new().with_flush(true)
@@ -104,7 +104,7 @@ mod write_through {
         let write = world.write(0, 0, 1);
         world.finish(0, Ok(()));
         world.poll();
-        world.finish_flush(0, Some(crate::world::Fault::Drop));
+        world.finish_flush(0, Some(Fault::Drop));
         world.poll();
         assert_eq!(world.reply(write), EIO);
     }
@@ -240,6 +240,34 @@ mod on_receipt {
             world.settle();
             assert_eq!([read, fua].map(|id| world.reply(id)), [OK; 2]);
         }
+    }
+
+    #[test]
+    fn what_waited_for_a_write_is_not_served_by_a_handle_that_may_hold_what_is_old() {
+        let backend = caching().with_loads_on_open(false);
+        let mut world = World::with_connections(on_receipt(), backend, 3);
+        world.read(1, 0, 1);
+        world.settle();
+        let fua = world.write_fua(2, 0, 1);
+        world.finish(world.executing(fua), Ok(()));
+        world.poll();
+        world.finish_flush(world.flushing(2), None);
+        world.poll();
+        let early = world.write(0, 5, 1);
+        let read = world.read(1, 0, 6);
+        let is_executing = |world: &World| world.executing.iter().any(|it| it.id == read);
+        assert!(
+            !is_executing(&world),
+            "what was answered is not executed yet"
+        );
+        world.finish_flush(world.flushing(1), Some(Fault::Keep));
+        world.poll();
+        assert_eq!(world.reply(fua), OK, "its data is safe");
+        world.finish(world.executing(early), Ok(()));
+        world.poll();
+        assert!(!is_executing(&world) && world.is_flushing(1));
+        world.settle();
+        assert_eq!(world.value(read), fua);
     }
 
     #[test]

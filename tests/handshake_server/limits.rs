@@ -1,7 +1,7 @@
 //! What a server does not put up with, and how much it takes.
 
 use nbd_proto::error::Fatal;
-use nbd_proto::handshake::{ServerConfig, ServerHandshake, Step};
+use nbd_proto::handshake::{Ask, ServerConfig, ServerHandshake, Step};
 use nbd_proto::limits::Limits;
 use nbd_proto::wire::{ClientFlags, ClientOption, InfoType, OptionCode, OptionHeader, ReplyType};
 
@@ -85,6 +85,28 @@ fn a_body_above_the_limit_is_too_big_and_skipped() {
 }
 
 #[test]
+fn a_body_and_a_name_of_exactly_the_limit_are_taken() {
+    let long = "x".repeat(94);
+    // The length of the name, the name, and the number of information requests.
+    let go = go(&long, &[]);
+    let export_name = ClientOption::ExportName(name(&long));
+    let known = |ask: Ask<'_>| match ask {
+        Ask::Export(ask) => ask.accept(&disk()),
+        other => panic!("{other:?}"),
+    };
+    for (option, length) in [(&go, 100), (&export_name, 94)] {
+        let limits = Limits::new().with_max_option_body(length);
+        let config = ServerConfig::new().with_limits(limits);
+        let bytes = client_bytes(fixed(), std::slice::from_ref(option));
+        let run = run_server_with(config, &bytes, &[], known);
+        assert!(
+            matches!(run.events.last(), Some(Event::Done(_))),
+            "{option:?}"
+        );
+    }
+}
+
+#[test]
 fn an_option_too_long_to_be_skipped_ends_the_session_at_its_header() {
     let limits = Limits::new().with_max_option_body(100).with_max_drain(200);
     let small = ServerConfig::new().with_limits(limits);
@@ -128,7 +150,8 @@ fn the_machine_never_wants_more_than_the_rest_of_the_message() {
     let bytes = client_bytes(fixed(), &options);
     let mut rest = &bytes[..];
     let mut wanted = vec![];
-    loop {
+    for turn in 0.. {
+        assert!(turn < 20, "does not come to an end: {wanted:?}");
         let wants = machine.wants();
         let (mut input, after) = rest.split_at(wants.min(rest.len()));
         if wants > 0 {
@@ -145,6 +168,19 @@ fn the_machine_never_wants_more_than_the_rest_of_the_message() {
     assert_eq!(wanted, [4, 16, 77, 16, 12]);
     assert!(rest.is_empty());
     assert_eq!(machine.wants(), 0);
+}
+
+#[test]
+fn after_an_ask_that_was_let_go_of_the_next_option_is_wanted_if_there_can_be_one() {
+    let name = ClientOption::ExportName(name("disk"));
+    for (option, wants) in [(go("disk", &[]), 16), (ClientOption::List, 16), (name, 0)] {
+        let mut out = vec![];
+        let mut machine = ServerHandshake::new(ServerConfig::new(), &mut out);
+        let bytes = client_bytes(fixed(), std::slice::from_ref(&option));
+        let step = machine.step(&mut &bytes[..], &mut out);
+        assert!(matches!(step, Ok(Step::Export(_) | Step::List(_))));
+        assert_eq!(machine.wants(), wants, "{option:?}");
+    }
 }
 
 #[test]

@@ -456,14 +456,14 @@ fn an_ask_that_is_let_go_of_is_refused() {
 
 #[test]
 fn a_list_can_be_refused_and_be_empty() {
-    let bytes = client_bytes(fixed(), &[ClientOption::List, ClientOption::List]);
-    let mut first = true;
+    let lists = [ClientOption::List, ClientOption::List, ClientOption::List];
+    let bytes = client_bytes(fixed(), &lists);
+    let mut refusals = [Refusal::Policy, Refusal::Platform].into_iter();
     let run = run_server_with(ServerConfig::new(), &bytes, &[], |ask| {
         if let Ask::List(ask) = ask {
-            if std::mem::take(&mut first) {
-                ask.refuse(Refusal::Policy);
-            } else {
-                ask.accept([]);
+            match refusals.next() {
+                Some(why) => ask.refuse(why),
+                None => ask.accept([]),
             }
         }
     });
@@ -471,9 +471,39 @@ fn a_list_can_be_refused_and_be_empty() {
         kinds(&run),
         [
             (OptionCode::LIST, ReplyType::ERR_POLICY),
+            (OptionCode::LIST, ReplyType::ERR_PLATFORM),
             (OptionCode::LIST, ReplyType::ACK)
         ]
     );
+}
+
+#[test]
+fn an_ask_for_an_export_says_what_is_asked_and_what_comes_of_it() {
+    let some = [InfoType::NAME, InfoType::BLOCK_SIZE];
+    let options = [
+        info("x", &some),
+        go("x", &[InfoType::DESCRIPTION]),
+        ClientOption::ExportName(name("x")),
+    ];
+    let mut said = vec![];
+    let bytes = client_bytes(fixed(), &options);
+    run_server_with(ServerConfig::new(), &bytes, &[], |ask| {
+        if let Ask::Export(ask) = ask {
+            let asked: Vec<_> = InfoType::KNOWN
+                .iter()
+                .filter(|&&info| ask.asked(info))
+                .copied()
+                .collect();
+            said.push((ask.option(), ask.enters_transmission(), asked));
+            ask.refuse(Refusal::UnknownExport);
+        }
+    });
+    let expected = [
+        (OptionCode::INFO, false, some.to_vec()),
+        (OptionCode::GO, true, vec![InfoType::DESCRIPTION]),
+        (OptionCode::EXPORT_NAME, true, vec![]),
+    ];
+    assert_eq!(said, expected);
 }
 
 #[test]

@@ -248,6 +248,29 @@ fn an_unknown_error_chunk_fails_its_request_only() {
 }
 
 #[test]
+fn what_an_unknown_error_chunk_has_at_its_end_is_skipped_however_it_arrives() {
+    let payload = hex!("0000001c 0002 6869 0102030405060708090a");
+    let wire = chunk(DONE, ChunkType(0x8099), &payload);
+    let flush = Request::flush(Cookie(6));
+    for size in 1..=wire.len() {
+        let mut decoder = decoder(ReplyStyle::Structured, &[read(), flush]);
+        let mut finished = vec![];
+        for piece in [&wire[..], &simple(flush.cookie, Ok(()))]
+            .concat()
+            .chunks(size)
+        {
+            let mut input = piece;
+            while let Some(event) = decoder.next(&mut input).unwrap() {
+                if let ReplyEvent::Finished { cookie, result } = event {
+                    finished.push((cookie, result));
+                }
+            }
+        }
+        assert_eq!(finished, [(C, Err(Errno::ENOSPC)), (Cookie(6), Ok(()))]);
+    }
+}
+
+#[test]
 fn a_message_that_is_not_utf_8_costs_no_session() {
     let mut decoder = decoder(ReplyStyle::Structured, &[read()]);
     let wire = error(DONE, 5, b"d\xe9faut", Some(1000));
@@ -344,6 +367,7 @@ fn wants_never_reaches_beyond_the_message_at_hand() {
         let mut at = 0;
         while decoder.in_flight() > 0 {
             let wants = decoder.wants();
+            assert!(wants > 0, "needs input but wants none");
             let mut input = &wire[at..at + wants];
             at += wants;
             while decoder.next(&mut input).unwrap().is_some() {}

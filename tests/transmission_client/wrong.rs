@@ -201,12 +201,27 @@ fn a_chunk_of_the_wrong_length_ends_the_session() {
             );
         }
     }
+    let status = Request::block_status(C, 0, 1000);
     for length in [0, 4, 8, 11, 13, 16] {
         let wire = chunk(DONE, ChunkType::BLOCK_STATUS, &vec![0; length]);
         assert!(matches!(
-            structured(Request::block_status(C, 0, 1000), &wire),
+            structured(status, &wire),
             Violation::ChunkLength { .. }
         ));
+    }
+    // "length MUST be 8 + (a positive multiple of 16)".
+    for length in [0, 4, 8, 16, 23, 25, 32] {
+        let kind = ChunkType::BLOCK_STATUS_EXT;
+        let header = Chunk {
+            flags: DONE,
+            kind,
+            cookie: C,
+            length,
+        };
+        assert_eq!(
+            broken(ReplyStyle::Extended, status, &header.to_extended(0)),
+            Violation::ChunkLength { kind, length }
+        );
     }
 }
 
@@ -328,4 +343,29 @@ fn reading_more_data_than_there_is_ends_the_session() {
     assert_eq!(decoder.next(&mut &wire[..28]), Ok(None));
     decoder.payload_read(1001);
     assert_eq!(decoder.next(&mut &[][..]), Err(Fatal::Overread));
+}
+
+#[test]
+fn reading_nothing_is_fine_everywhere_and_reading_on_after_the_end_changes_nothing() {
+    let mut decoder = decoder(ReplyStyle::Structured, &[read()]);
+    let wire = data(DONE, 1000, 1000);
+    // In the header, before the data, and in it.
+    for piece in [&wire[..7], &wire[7..28], &wire[28..500]] {
+        decoder.payload_read(0);
+        decoder.next(&mut &piece[..]).unwrap();
+        decoder.payload_read(0);
+    }
+    assert_eq!(decoder.payload_left(), 1028 - 500);
+    let mut input = &wire[500..];
+    while decoder.next(&mut input).unwrap().is_some() {
+        decoder.payload_read(0);
+    }
+    assert_eq!((input.len(), decoder.in_flight()), (0, 0));
+    let why = Fatal::Magic {
+        found: u32::from_be_bytes(*b"HTTP"),
+    };
+    assert_eq!(decoder.next(&mut &b"HTTP/1.1 400 Bad"[..]), Err(why));
+    decoder.payload_read(5);
+    assert_eq!(decoder.next(&mut &[][..]), Err(why));
+    assert_eq!(decoder.on_eof(), Err(why));
 }

@@ -246,6 +246,10 @@ fn only_the_last_extent_reaches_beyond_the_request_and_none_begins_there() {
     let extents = [extent(512, 0), extent(5120, 1), extent(512, 0)];
     let expected = vec![extent(512, 0), extent(5120, 1)];
     assert_eq!(one(&session, &request, &extents), Ok(expected));
+    // What is beyond the request may be cut to a whole block, and so to the end of the request.
+    let extents = [extent(512, 0), extent(1000, 1)];
+    let expected = vec![extent(512, 0), extent(512, 1)];
+    assert_eq!(one(&session, &request, &extents), Ok(expected));
     // The request ends where an extent does: there is no need for another.
     let extents = [extent(512, 0), extent(512, 1), extent(512, 1)];
     let expected = vec![extent(512, 0), extent(512, 1)];
@@ -340,6 +344,9 @@ fn a_length_beyond_32_bits_is_cut_to_a_block_where_there_are_32_bits() {
     let extents = [extent(1 << 35, 1), extent(1 << 35, 2)];
     let expected = vec![extent((1 << 32) - 512, 1)];
     assert_eq!(one(&narrow, &longer, &extents), Ok(expected));
+    // The longest that there is needs no cut: what follows may be told.
+    let extents = vec![extent((1 << 32) - 512, 1), extent(512, 2), extent(512, 3)];
+    assert_eq!(one(&narrow, &longer, &extents), Ok(extents.clone()));
     let wide = session(ReplyStyle::Extended, 512, 1 << 40);
     let request = Request::block_status(C, 0, 1 << 36);
     let expected = vec![extent(1 << 35, 1), extent(1 << 35, 2)];

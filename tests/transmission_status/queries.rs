@@ -31,6 +31,12 @@ fn a_query_says_how_much_and_which_contexts_in_its_payload() {
     );
     assert_eq!(wire, expected);
     assert_eq!(request.length, 16);
+    // The flag of the payload may be given; it is there anyway.
+    let mut again = vec![];
+    let (flags, ids) = (CommandFlags::PAYLOAD_LEN, [OTHER, ALLOCATION]);
+    let sent =
+        RequestEncoder::new(&extended()).status_query(C, flags, 512..1 << 35, &ids, &mut again);
+    assert_eq!((sent, again), (Ok(request), wire));
 }
 
 #[test]

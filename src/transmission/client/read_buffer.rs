@@ -188,10 +188,8 @@ impl<'m> ReadBuffer<'m> {
     fn fail_at(&mut self, offset: u64) {
         // "the server MUST ensure that the content chunk is sent first if a content and error
         // chunk cover the same offset": an error where nothing came is about nothing that is here.
-        if let Some((_, content)) = self.chunks.range_mut(..=offset).next_back()
-            && offset < content.good_to
-        {
-            content.good_to = offset;
+        if let Some((_, content)) = self.chunks.range_mut(..=offset).next_back() {
+            content.good_to = content.good_to.min(offset);
         }
     }
 }

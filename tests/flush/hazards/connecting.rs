@@ -156,6 +156,27 @@ fn c3_a_connection_that_was_open_but_unused_serves_nothing_older() {
 }
 
 #[test]
+fn c3_what_waits_for_a_handle_that_cannot_be_invalidated_fails_and_the_next_tries_again() {
+    let mut world = loading_world(2);
+    let x = world.write(0, 0, 1);
+    world.settle();
+    let flush = world.flush(0);
+    world.settle();
+    assert_eq!(world.reply(flush), OK);
+    let reads = [world.read(1, 0, 1), world.read(1, 0, 1)];
+    world.poll();
+    let at = world.flushing(1);
+    world.finish_flush(at, Some(Fault::Keep));
+    world.poll();
+    for read in reads {
+        assert_eq!(world.reply(read), EIO);
+    }
+    let again = world.read(1, 0, 1);
+    world.settle();
+    assert_eq!(world.value(again), x);
+}
+
+#[test]
 fn c4_a_hanging_flush_on_one_export_holds_up_nobody_on_another() {
     use nbd_proto::flush::Grouping;
     let config = emulate().with_grouping(Grouping::ByExport);

@@ -148,6 +148,29 @@ fn e2_a_handle_that_could_not_be_invalidated_for_fua_serves_nothing_old() {
 }
 
 #[test]
+fn e2_a_failed_flush_of_a_handle_with_nothing_to_write_out_is_not_told_to_its_client() {
+    let config = emulate().with_after_failure(AfterFailure::Retry);
+    let mut world = World::with_connections(config, caching(), 2);
+    world.read(0, 0, 1);
+    world.settle();
+    let u = world.write_fua(1, 0, 1);
+    let at = world.executing(u);
+    world.finish(at, Ok(()));
+    world.poll();
+    let at = world.flushing(1);
+    world.finish_flush(at, None);
+    world.poll();
+    let at = world.flushing(0);
+    world.finish_flush(at, Some(Fault::Keep));
+    world.settle();
+    assert_eq!(world.reply(u), OK);
+    // Nothing of it was at stake, and nothing was lost.
+    let own = world.flush(0);
+    world.settle();
+    assert_eq!(world.reply(own), OK);
+}
+
+#[test]
 fn e3_a_round_with_a_failing_handle_writes_out_all_the_others() {
     for failing in 0..3 {
         let mut world = world(4);
