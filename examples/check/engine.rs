@@ -14,15 +14,21 @@ use super::phase::Phase;
 use super::progress::Progress;
 use super::restart::Restarts;
 use super::scene::Scene;
-use super::script::{Fua, Script, What};
+use super::script::{Fua, Kind, Script, What};
 use super::shapes::{Abilities, Stage, compose};
 use super::target::Target;
 
 /// How long scenes may go on when the time is up.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// A server whose flushes take this long has time for several scenes at once.
+const SLOW: Duration = Duration::from_millis(5);
+
 /// How often it is looked at what does not make itself known.
 const TICK: Duration = Duration::from_millis(50);
+
+/// No script pauses for so long.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// How long a dead server's last words may take to be read.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -53,6 +59,8 @@ pub(crate) struct Engine<'a> {
     scenes: Vec<Scene>,
     last_scene: u64,
     begun: Instant,
+    /// When something was sent or in flight last.
+    moved: Instant,
     /// Cells that were played on since all was looked at.
     touched: BTreeSet<usize>,
     /// How often each kind of scene was played.
@@ -69,6 +77,7 @@ impl<'a> Engine<'a> {
             scenes: Vec::new(),
             last_scene: 0,
             begun: Instant::now(),
+            moved: Instant::now(),
             touched: BTreeSet::new(),
             played: BTreeMap::new(),
         }
@@ -86,7 +95,8 @@ impl<'a> Engine<'a> {
         }
         while !self.is_time_up() && !self.is_over() {
             let cells = self.job.layout.cells().len();
-            let phase = Phase::any(cells, self.job.seconds, &mut self.dice);
+            let slow = self.fleet.latency.of(Kind::Flush) > SLOW;
+            let phase = Phase::any(cells, self.job.seconds, slow, &mut self.dice);
             self.play(&phase)?;
             if self.restarts.as_ref().is_some_and(Restarts::is_due) && !self.is_over() {
                 self.restart()?;
@@ -189,6 +199,18 @@ impl<'a> Engine<'a> {
         let everybody = (0..self.fleet.len()).collect();
         self.begin(script, everybody, None);
         self.play_out(false)
+    }
+
+    /// A script that waits for what never comes would pass for one that has held.
+    fn check_liveness(&mut self, moved: bool) -> Result<()> {
+        if moved || !self.fleet.is_idle() || self.scenes.is_empty() || self.fleet.dying {
+            self.moved = Instant::now();
+        }
+        ensure!(
+            self.moved.elapsed() < STUCK,
+            "a script waits for nothing, which is a mistake in this program"
+        );
+        Ok(())
     }
 
     /// Plays until all scenes are over, or are ended by force when the time is up.
@@ -335,6 +357,7 @@ impl<'a> Engine<'a> {
     /// One turn: what can be sent is sent, and what was answered is taken.
     fn turn(&mut self) -> Result<()> {
         let time = self.advance()?;
+        self.check_liveness(time.is_zero())?;
         self.fleet.turn(time)?;
         for (id, tag) in self.fleet.take_answered() {
             if let Some(scene) = self.scenes.iter_mut().find(|it| it.id() == id) {
