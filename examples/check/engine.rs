@@ -1,11 +1,13 @@
 //! A run from its first write to its last read: phases of scenes, each followed by a look at all
 //! that was touched, and crashes in between.
 
+mod crash;
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nbd_proto::conformance::{Event, Extent};
 
 use super::dice::Dice;
 use super::fleet::Fleet;
@@ -14,7 +16,7 @@ use super::phase::Phase;
 use super::progress::Progress;
 use super::restart::Restarts;
 use super::scene::Scene;
-use super::script::{Fua, Kind, Script, What};
+use super::script::{Kind, Script};
 use super::shapes::{Abilities, Stage, compose};
 use super::target::Target;
 
@@ -29,9 +31,6 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// No script pauses for so long.
 const STUCK: Duration = Duration::from_secs(5);
-
-/// How long a dead server's last words may take to be read.
-const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A server that loses connections so often does nothing else.
 const MOST_LOST: u64 = 100;
@@ -232,124 +231,6 @@ impl<'a> Engine<'a> {
     fn abandon(&mut self) {
         self.scenes.clear();
         self.fleet.stay();
-    }
-
-    // --- what is looked at ---
-
-    /// Something to find in all cells, so that what was there before does not matter.
-    fn fill(&self) -> Script {
-        let mut script = Script::default();
-        let mut flushers = BTreeSet::new();
-        for (number, &cell) in self.job.layout.cells().iter().enumerate() {
-            let slot = self.keeper(number);
-            flushers.insert(slot);
-            for request in self.job.layout.requests(cell) {
-                script.send(slot, What::Write(request, Fua::No));
-            }
-        }
-        script.wait_all();
-        if self.job.abilities.flush {
-            for slot in flushers {
-                script.send(slot, What::Flush);
-            }
-            script.wait_all();
-        }
-        script
-    }
-
-    /// The slot that has to do with a cell if only one has.
-    fn keeper(&self, cell: usize) -> usize {
-        if self.job.shared {
-            0
-        } else {
-            cell % self.fleet.len().max(1)
-        }
-    }
-
-    /// A flush, and then a look at all that was touched, on all connections.
-    fn settle(&mut self) -> Result<()> {
-        if self.is_over() {
-            return Ok(());
-        }
-        let touched: Vec<usize> = std::mem::take(&mut self.touched).into_iter().collect();
-        let mut script = Script::default();
-        if self.job.abilities.flush && self.job.abilities.writes {
-            if self.job.shared {
-                let slot = self.dice.index(self.fleet.len());
-                script.ask(slot, What::Flush);
-            } else {
-                (0..self.fleet.len()).for_each(|slot| {
-                    script.send(slot, What::Flush);
-                });
-                script.wait_all();
-            }
-        }
-        self.look_at(&touched, &mut script);
-        self.perform(script)
-    }
-
-    fn look_at(&self, cells: &[usize], script: &mut Script) {
-        let all = self.job.layout.cells();
-        let extents = cells.iter().filter_map(|&it| Some((it, *all.get(it)?)));
-        let look = |script: &mut Script, slot, extent: Extent| {
-            for request in self.job.layout.requests(extent) {
-                script.send(slot, What::Read(request));
-            }
-        };
-        for (number, extent) in extents {
-            if self.job.shared {
-                (0..self.fleet.len()).for_each(|slot| look(script, slot, extent));
-            } else {
-                look(script, self.keeper(number), extent);
-            }
-        }
-        script.wait_all();
-    }
-
-    // --- crashes ---
-
-    /// Has the server killed while everything goes on, and looks at what is left.
-    fn restart(&mut self) -> Result<()> {
-        let Some(mut restarts) = self.restarts.take() else {
-            return Ok(());
-        };
-        let restarted = self.restart_with(&mut restarts);
-        self.restarts = Some(restarts);
-        restarted
-    }
-
-    fn restart_with(&mut self, restarts: &mut Restarts) -> Result<()> {
-        self.fleet.dying = true;
-        restarts.begin()?;
-        while !restarts.is_over()? {
-            self.turn()?;
-            if self.is_over() {
-                // Whatever it is doing to the server, it is to be let finish.
-                while !restarts.is_over()? {
-                    std::thread::sleep(TICK);
-                }
-                return Ok(());
-            }
-        }
-        self.fleet.drain(LAST_WORDS)?;
-        self.abandon();
-        self.fleet.observer.record(&Event::Crash);
-        self.fleet.observer.record(&Event::Reopen);
-        self.fleet.dying = false;
-        self.job.progress.killed(restarts.done);
-        if self.is_over() {
-            return Ok(());
-        }
-        for slot in self.fleet.closed() {
-            self.fleet
-                .join(slot)
-                .context("the restart command has returned, but there is no server")?;
-        }
-        self.touched.clear();
-        let all: Vec<usize> = (0..self.job.layout.cells().len()).collect();
-        let mut script = Script::default();
-        self.look_at(&all, &mut script);
-        self.perform(script)
     }
 
     // --- the loop ---
