@@ -32,6 +32,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// No script pauses for so long.
 const STUCK: Duration = Duration::from_secs(5);
 
+/// Connections that are lost within this time are lost at once.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
 /// A server that loses connections so often does nothing else.
 const MOST_LOST: u64 = 100;
 
@@ -58,6 +61,8 @@ pub(crate) struct Engine<'a> {
     scenes: Vec<Scene>,
     last_scene: u64,
     begun: Instant,
+    /// When the first of the connections that are missing was lost.
+    lost_since: Option<Instant>,
     /// When something was sent or in flight last.
     moved: Instant,
     /// Cells that were played on since all was looked at.
@@ -76,6 +81,7 @@ impl<'a> Engine<'a> {
             scenes: Vec::new(),
             last_scene: 0,
             begun: Instant::now(),
+            lost_since: None,
             moved: Instant::now(),
             touched: BTreeSet::new(),
             played: BTreeMap::new(),
@@ -278,20 +284,38 @@ impl<'a> Engine<'a> {
     }
 
     /// Connections that the server has closed are opened again, if it is there.
+    ///
+    /// If it has closed all of them it may have been restarted, and then nobody knows what was
+    /// going on.
     fn replace_lost(&mut self) -> Result<()> {
-        for slot in self.fleet.closed() {
-            if self.scenes.iter().any(|scene| scene.has_closed(slot)) {
-                continue;
-            }
-            let why = self.fleet.lost.last().cloned().unwrap_or_default();
-            ensure!(
-                self.fleet.lost_count <= MOST_LOST,
-                "the server loses one connection after the other: {why}"
-            );
+        let mut lost = self.fleet.closed();
+        let is_on_its_way = |slot: usize| self.scenes.iter().any(|scene| scene.has_closed(slot));
+        lost.retain(|&slot| !is_on_its_way(slot));
+        if lost.is_empty() {
+            self.lost_since = None;
+            return Ok(());
+        }
+        // A process that dies does not close all at the same time.
+        let since = *self.lost_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < AT_ONCE {
+            return Ok(());
+        }
+        let all = self.fleet.closed().len() == self.fleet.len();
+        let why = self.fleet.lost.last().cloned().unwrap_or_default();
+        ensure!(
+            self.fleet.lost_count <= MOST_LOST,
+            "the server loses one connection after the other: {why}"
+        );
+        for slot in lost {
             self.fleet.join(slot).with_context(|| {
                 format!("connection {slot} was lost ({why}), and the server is gone")
             })?;
         }
+        ensure!(
+            !all,
+            "all connections were lost at once ({why}): if the server was restarted, it may have \
+             lost what was not flushed; see --restart-command"
+        );
         Ok(())
     }
 }
