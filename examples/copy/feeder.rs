@@ -83,6 +83,10 @@ impl<'a> Feeder<'a> {
     pub(crate) fn look_ahead(&mut self, source: &mut Source) -> Result<(), Error> {
         while !self.is_exhausted && self.asked.is_none() && self.known <= self.ahead {
             match self.work.claim(self.worker) {
+                Some(section) if self.work.is_data(&section) => {
+                    self.work.learn(false);
+                    self.push(section, false);
+                }
                 Some(section) => self.ask(source, section)?,
                 None => self.is_exhausted = true,
             }
@@ -97,7 +101,7 @@ impl<'a> Feeder<'a> {
         }
         match source.status(range.clone())? {
             Known::Now(extents) => {
-                self.work.learn(extents.iter().all(|extent| extent.zero));
+                self.learn(&range, &extents);
                 self.take(range, extents);
             }
             Known::Later => self.asked = Some(range),
@@ -117,8 +121,7 @@ impl<'a> Feeder<'a> {
             return Ok(());
         }
         let told = done.extents.last().map_or(0, |last| last.range.end);
-        self.work
-            .learn(told >= range.end && done.extents.iter().all(|extent| extent.zero));
+        self.learn(&range, &done.extents);
         // Whoever tells less than a block at a time has it read instead: that ends.
         let least = (range.start / self.cut.block + 1).saturating_mul(self.cut.block);
         let told = if told >= range.end {
@@ -131,6 +134,21 @@ impl<'a> Feeder<'a> {
             self.ask(source, told..range.end)?;
         }
         Ok(())
+    }
+
+    /// Has all workers know what was told of a range.
+    fn learn(&self, range: &Range<u64>, extents: &[Extent]) {
+        let Some(last) = extents.last() else {
+            return;
+        };
+        let is_whole = last.range.end >= range.end;
+        self.work
+            .learn(is_whole && extents.iter().all(|extent| extent.zero));
+        // A hole may be told of too far as well, but data that is missing is worse than data that
+        // is read in vain.
+        if !last.zero && last.range.end > range.end {
+            self.work.learn_data(range.end..last.range.end);
+        }
     }
 
     /// What holes are rounded to.
@@ -293,6 +311,20 @@ mod tests {
                 (512 << 10, 88 << 10)
             ]
         );
+    }
+
+    #[test]
+    fn data_that_goes_on_beyond_what_was_asked_is_learned_and_a_hole_that_does_is_not() {
+        let work = Work::new(CUT.size, CUT.block, 2, None);
+        let no_status = AtomicBool::new(false);
+        let feeder = Feeder::new(&work, 0, CUT, 0, &no_status);
+        let extent = |range, zero| Extent { range, zero };
+        feeder.learn(&(0..1000), &[extent(0..10, true), extent(10..5000, false)]);
+        assert!(work.is_data(&(1000..5000)));
+        assert!(!work.is_data(&(4000..5001)));
+        feeder.learn(&(6000..7000), &[extent(6000..9000, true)]);
+        assert!(!work.is_data(&(7000..8000)));
+        assert!(work.is_data(&(1000..5000)), "nothing else was told of that");
     }
 
     #[test]
