@@ -229,7 +229,7 @@ impl Handle for Shared {
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         let end = end_within(self.size, offset, length)?;
-        kernel::extents(&self.file, offset, end, limit)
+        kernel::extents(&self.file, offset..end, self.size, limit)
             .map_err(|error| self.explain("find extents", offset, error))
     }
 
@@ -349,6 +349,7 @@ mod kernel {
     use std::fs::File;
     use std::io::{self, IoSlice, IoSliceMut};
     use std::num::NonZeroU64;
+    use std::ops::Range;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
@@ -473,20 +474,21 @@ mod kernel {
         Ok(())
     }
 
-    /// Seeking moves the offset that all connections share, which nobody uses.
+    /// Seeking moves the offset that all connections share, which nobody uses. What was found
+    /// beyond the range, up to `size`, is told along, so that it need not be looked for again.
     pub(super) fn extents(
         file: &File,
-        offset: u64,
-        end: u64,
+        range: Range<u64>,
+        size: u64,
         limit: usize,
     ) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
-        let mut position = offset;
-        while position < end && extents.len() < limit {
+        let mut position = range.start;
+        while position < range.end && extents.len() < limit {
             let data = match seek(file, SeekFrom::Data(position)) {
-                Ok(data) => data.clamp(position, end),
+                Ok(data) => data.clamp(position, size),
                 // No data from here to the end.
-                Err(Errno::NXIO) => end,
+                Err(Errno::NXIO) => size,
                 // Not known here: data is always a true answer.
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => position,
                 Err(error) => return Err(error.into()),
@@ -494,7 +496,7 @@ mod kernel {
             let (stop, content) = if data > position {
                 (data, Content::Hole)
             } else {
-                (end_of_data(file, position, end)?, Content::Data)
+                (end_of_data(file, position, range.end, size)?, Content::Data)
             };
             extents.push(Extent {
                 length: stop - position,
@@ -517,9 +519,10 @@ mod kernel {
         }
     }
 
-    fn end_of_data(file: &File, position: u64, end: u64) -> io::Result<u64> {
+    /// Where data that begins at `position` ends; `end` if that cannot be told.
+    fn end_of_data(file: &File, position: u64, end: u64, size: u64) -> io::Result<u64> {
         match seek(file, SeekFrom::Hole(position)) {
-            Ok(hole) if hole > position => Ok(hole.min(end)),
+            Ok(hole) if hole > position => Ok(hole.min(size)),
             // Somebody made a hole between the two calls, or it is not known.
             Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(end),
             Err(error) => Err(error.into()),
@@ -543,6 +546,7 @@ mod kernel {
 mod kernel {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
 
     use super::super::{Content, Extent};
 
@@ -576,13 +580,13 @@ mod kernel {
 
     pub(super) fn extents(
         _: &File,
-        offset: u64,
-        end: u64,
+        range: Range<u64>,
+        _: u64,
         limit: usize,
     ) -> io::Result<Vec<Extent>> {
-        let known = end > offset && limit > 0;
+        let known = !range.is_empty() && limit > 0;
         Ok(Vec::from_iter(known.then(|| Extent {
-            length: end - offset,
+            length: range.end - range.start,
             content: Content::Data,
         })))
     }
