@@ -69,6 +69,7 @@ impl FileBackend {
             .map_err(fail)?;
         // A block device has no length in its metadata.
         let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        let kernel = kernel::Abilities::of(&file, is_device);
         Ok(Self {
             shared: Arc::new(Shared {
                 file,
@@ -77,7 +78,7 @@ impl FileBackend {
                 read_only,
                 is_device,
                 preferred_block,
-                kernel: kernel::Abilities::default(),
+                kernel,
                 failed: AtomicBool::new(false),
                 #[cfg(test)]
                 next_sync_fails: AtomicBool::new(false),
@@ -350,16 +351,24 @@ mod kernel {
     use std::io::{self, IoSlice, IoSliceMut};
     use std::num::NonZeroU64;
     use std::ops::Range;
+    use std::os::unix::fs::FileExt;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
+    use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, seek};
     use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
     use super::super::{Content, Extent};
 
-    /// What this file's filesystem has refused so far, so that it is not asked each time.
-    #[derive(Debug, Default)]
+    /// <linux/magic.h>
+    const TMPFS_MAGIC: u32 = 0x0102_1994;
+
+    /// What this file's filesystem is known to do, and what it has refused so far, so that it is
+    /// not asked each time.
+    #[derive(Debug)]
     pub(super) struct Abilities {
+        /// The file is in memory, and not in a cache: tmpfs does not tell whether a read would
+        /// wait, but as good as none does.
+        in_memory: AtomicBool,
         no_punch_hole: AtomicBool,
         no_zero_range: AtomicBool,
         no_read_cached: AtomicBool,
@@ -367,6 +376,20 @@ mod kernel {
     }
 
     impl Abilities {
+        pub(super) fn of(file: &File, is_device: bool) -> Self {
+            let is_tmpfs = || {
+                fstatfs(file).is_ok_and(|system| u32::try_from(system.f_type) == Ok(TMPFS_MAGIC))
+            };
+            Self {
+                // Of a device one is told where its node is, and that is a tmpfs as well.
+                in_memory: AtomicBool::new(!is_device && is_tmpfs()),
+                no_punch_hole: AtomicBool::new(false),
+                no_zero_range: AtomicBool::new(false),
+                no_read_cached: AtomicBool::new(false),
+                no_write_stable: AtomicBool::new(false),
+            }
+        }
+
         /// Makes a hole, which reads as zeroes. `Ok(false)`: not supported, nothing happened.
         pub(super) fn punch_hole(&self, file: &File, offset: u64, length: u64) -> io::Result<bool> {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -410,6 +433,12 @@ mod kernel {
 
         /// Fills `buf` if the page cache has all of it. Errors are left to the read that follows.
         pub(super) fn read_cached(&self, file: &File, offset: u64, buf: &mut [u8]) -> bool {
+            if self.in_memory.load(Ordering::Relaxed) {
+                // A hole is in no cache either: whoever reads it is told of it as what it is.
+                let end = offset.saturating_add(buf.len() as u64);
+                return is_hole(file, offset, end).is_ok_and(|is_hole| !is_hole)
+                    && file.read_exact_at(buf, offset).is_ok();
+            }
             if self.no_read_cached.load(Ordering::Relaxed) {
                 return false;
             }
@@ -438,6 +467,7 @@ mod kernel {
             ] {
                 refused.store(true, Ordering::Relaxed);
             }
+            self.in_memory.store(false, Ordering::Relaxed);
         }
     }
 
@@ -550,10 +580,14 @@ mod kernel {
 
     use super::super::{Content, Extent};
 
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub(super) struct Abilities;
 
     impl Abilities {
+        pub(super) const fn of(_: &File, _: bool) -> Self {
+            Self
+        }
+
         pub(super) fn punch_hole(&self, _: &File, _: u64, _: u64) -> io::Result<bool> {
             Ok(false)
         }
