@@ -51,6 +51,8 @@ pub(crate) struct Feeder<'a> {
     /// What the source is being asked about.
     asked: Option<Range<u64>>,
     is_exhausted: bool,
+    /// Whether a question was answered, or needed not be asked.
+    has_learned: bool,
 }
 
 impl<'a> Feeder<'a> {
@@ -71,12 +73,18 @@ impl<'a> Feeder<'a> {
             known: 0,
             asked: None,
             is_exhausted: false,
+            has_learned: false,
         }
     }
 
     /// Whether nothing will come any more.
     pub(crate) fn is_over(&self) -> bool {
         self.is_exhausted && self.extents.is_empty() && self.asked.is_none()
+    }
+
+    /// Whether anything is known yet, or ever will be.
+    pub(crate) const fn has_learned(&self) -> bool {
+        self.has_learned || self.is_exhausted
     }
 
     /// Sees to it that enough is known.
@@ -197,6 +205,7 @@ impl<'a> Feeder<'a> {
         if range.is_empty() {
             return;
         }
+        self.has_learned = true;
         self.known += range.end - range.start;
         match self.extents.back_mut() {
             Some(last) if last.zero == zero && last.range.end == range.start => {
