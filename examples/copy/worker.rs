@@ -75,12 +75,13 @@ impl<'a> Worker<'a> {
                     self.state.heed_signals();
                 }
                 self.begin_more();
-                if !self.take_done() {
+                let is_more = self.take_done();
+                if is_enough(self) {
+                    return;
+                }
+                if !is_more {
                     break;
                 }
-            }
-            if is_enough(self) {
-                return;
             }
             self.pair.wait(self.state, None);
             self.drive();
