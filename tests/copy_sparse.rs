@@ -134,6 +134,36 @@ fn a_hole_may_be_told_beyond_what_was_asked() {
 }
 
 #[test]
+fn data_that_is_told_beyond_what_was_asked_is_not_asked_about_again() {
+    // All of it, or the first half; what is behind that is in five sections.
+    for (size, data, questions) in [(40 << 20, 40 << 20, 1..=1), (40 << 20, 20 << 20, 2..=6)] {
+        let server = Crowd::new(
+            move |_| Some(Offer::new(size).with_status().multi_conn()),
+            [contents(data), vec![0; size - data]].concat(),
+            move |_, peer, request| {
+                let is_it = request.kind == CommandType::BLOCK_STATUS;
+                let (offset, size, data) = (request.offset, size as u64, data as u64);
+                if is_it && offset < data {
+                    peer.status(request, &[(data - offset, 0)]);
+                } else if is_it {
+                    peer.status(request, &[(size - offset, 3)]);
+                }
+                is_it
+            },
+        );
+        let directory = directory();
+        let path = file(&directory, "out");
+        let four = ["--connections", "4"].map(str::to_owned);
+        copy([server.uri(), text(&path)].into_iter().chain(four)).well();
+        assert!(fs::read(&path).unwrap() == *server.disk.lock().unwrap());
+        assert_eq!(server.clients(), 4);
+        assert_eq!(total(&server.asked(CommandType::READ)), data as u64);
+        let asked = server.asked(CommandType::BLOCK_STATUS);
+        assert!(questions.contains(&asked.len()), "{asked:?}");
+    }
+}
+
+#[test]
 fn a_hole_that_is_not_zero_is_read() {
     let server = telling(|peer, request| peer.status(request, &[(request.length, 1)]));
     fetch(&server).well();

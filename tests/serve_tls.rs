@@ -120,7 +120,7 @@ fn use_it(mut client: Negotiated<Tls>) {
     }
     let told = client.status(64 << 20, 4096, CommandFlags::empty());
     assert_eq!(told.len(), 1);
-    assert_eq!(told[0].0, 4096);
+    assert!(told[0].0 >= 4096, "{told:?}");
     let mut asked = Vec::new();
     for at in 0..64 {
         let read = Request::read(Cookie(0), 3 + at * 1000, 40_000);

@@ -35,7 +35,7 @@ pub(crate) enum Stage {
 /// Copies. All ends are closed then, in good order if they still are in order.
 pub(crate) fn run(pairs: Vec<Pair>, state: &State<'_>) -> Outcome {
     let workers = pairs.len();
-    let mut pairs = each(pairs, state, |pair| Worker::new(state, pair).run());
+    let mut pairs = copy(pairs, state);
     let mut stage = Stage::Copying;
     if !state.has_failed() {
         stage = Stage::Flushing;
@@ -72,6 +72,16 @@ pub(crate) fn run(pairs: Vec<Pair>, state: &State<'_>) -> Outcome {
     }
 }
 
+fn copy(pairs: Vec<Pair>, state: &State<'_>) -> Vec<Pair> {
+    let workers = pairs.into_iter().map(|pair| Worker::new(state, pair));
+    let mut workers: Vec<_> = workers.collect();
+    // What is found out for one of them may save all others from asking.
+    if let [first, _, ..] = &mut workers[..] {
+        first.learn();
+    }
+    each(workers, Worker::number, state, Worker::run)
+}
+
 fn verify(pairs: Vec<Pair>, state: &State<'_>, workers: usize) -> Vec<Pair> {
     let cut = state.job.cut;
     state.progress.begin_again("verified");
@@ -80,17 +90,25 @@ fn verify(pairs: Vec<Pair>, state: &State<'_>, workers: usize) -> Vec<Pair> {
     }
     // Flushed, everything is to be seen on every connection.
     let work = Work::new(cut.size, cut.block, workers, state.work.pinning());
-    each(pairs, state, |pair| Verifier::new(state, &work, pair).run())
+    let verify = |pair| Verifier::new(state, &work, pair).run();
+    each(pairs, |pair| pair.number, state, verify)
 }
 
-/// Does something with each pair in a thread of its own, and gives them back in the same order.
-fn each(pairs: Vec<Pair>, state: &State<'_>, work: impl Fn(Pair) -> Pair + Sync) -> Vec<Pair> {
+/// Has each worker, or each pair that is to be worked with, in a thread of its own, and gives the
+/// pairs back in the same order.
+fn each<T: Send>(
+    workers: Vec<T>,
+    number: impl Fn(&T) -> usize,
+    state: &State<'_>,
+    work: impl Fn(T) -> Pair + Sync,
+) -> Vec<Pair> {
     let work = &work;
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
-        for pair in pairs {
-            let thread = std::thread::Builder::new().name(format!("worker {}", pair.number));
-            match thread.spawn_scoped(scope, move || work(pair)) {
+        for worker in workers {
+            let name = format!("worker {}", number(&worker));
+            let thread = std::thread::Builder::new().name(name);
+            match thread.spawn_scoped(scope, move || work(worker)) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     let words = format!("cannot start a thread: {error}; try --connections 1");

@@ -51,6 +51,8 @@ pub(crate) struct Feeder<'a> {
     /// What the source is being asked about.
     asked: Option<Range<u64>>,
     is_exhausted: bool,
+    /// Whether a question was answered, or needed not be asked.
+    has_learned: bool,
 }
 
 impl<'a> Feeder<'a> {
@@ -71,6 +73,7 @@ impl<'a> Feeder<'a> {
             known: 0,
             asked: None,
             is_exhausted: false,
+            has_learned: false,
         }
     }
 
@@ -79,10 +82,19 @@ impl<'a> Feeder<'a> {
         self.is_exhausted && self.extents.is_empty() && self.asked.is_none()
     }
 
+    /// Whether anything is known yet, or ever will be.
+    pub(crate) const fn has_learned(&self) -> bool {
+        self.has_learned || self.is_exhausted
+    }
+
     /// Sees to it that enough is known.
     pub(crate) fn look_ahead(&mut self, source: &mut Source) -> Result<(), Error> {
         while !self.is_exhausted && self.asked.is_none() && self.known <= self.ahead {
             match self.work.claim(self.worker) {
+                Some(section) if self.work.is_data(&section) => {
+                    self.work.learn(false);
+                    self.push(section, false);
+                }
                 Some(section) => self.ask(source, section)?,
                 None => self.is_exhausted = true,
             }
@@ -97,7 +109,7 @@ impl<'a> Feeder<'a> {
         }
         match source.status(range.clone())? {
             Known::Now(extents) => {
-                self.work.learn(extents.iter().all(|extent| extent.zero));
+                self.learn(&range, &extents);
                 self.take(range, extents);
             }
             Known::Later => self.asked = Some(range),
@@ -117,8 +129,7 @@ impl<'a> Feeder<'a> {
             return Ok(());
         }
         let told = done.extents.last().map_or(0, |last| last.range.end);
-        self.work
-            .learn(told >= range.end && done.extents.iter().all(|extent| extent.zero));
+        self.learn(&range, &done.extents);
         // Whoever tells less than a block at a time has it read instead: that ends.
         let least = (range.start / self.cut.block + 1).saturating_mul(self.cut.block);
         let told = if told >= range.end {
@@ -131,6 +142,21 @@ impl<'a> Feeder<'a> {
             self.ask(source, told..range.end)?;
         }
         Ok(())
+    }
+
+    /// Has all workers know what was told of a range.
+    fn learn(&self, range: &Range<u64>, extents: &[Extent]) {
+        let Some(last) = extents.last() else {
+            return;
+        };
+        let is_whole = last.range.end >= range.end;
+        self.work
+            .learn(is_whole && extents.iter().all(|extent| extent.zero));
+        // A hole may be told of too far as well, but data that is missing is worse than data that
+        // is read in vain.
+        if !last.zero && last.range.end > range.end {
+            self.work.learn_data(range.end..last.range.end);
+        }
     }
 
     /// What holes are rounded to.
@@ -179,6 +205,7 @@ impl<'a> Feeder<'a> {
         if range.is_empty() {
             return;
         }
+        self.has_learned = true;
         self.known += range.end - range.start;
         match self.extents.back_mut() {
             Some(last) if last.zero == zero && last.range.end == range.start => {
@@ -293,6 +320,20 @@ mod tests {
                 (512 << 10, 88 << 10)
             ]
         );
+    }
+
+    #[test]
+    fn data_that_goes_on_beyond_what_was_asked_is_learned_and_a_hole_that_does_is_not() {
+        let work = Work::new(CUT.size, CUT.block, 2, None);
+        let no_status = AtomicBool::new(false);
+        let feeder = Feeder::new(&work, 0, CUT, 0, &no_status);
+        let extent = |range, zero| Extent { range, zero };
+        feeder.learn(&(0..1000), &[extent(0..10, true), extent(10..5000, false)]);
+        assert!(work.is_data(&(1000..5000)));
+        assert!(!work.is_data(&(4000..5001)));
+        feeder.learn(&(6000..7000), &[extent(6000..9000, true)]);
+        assert!(!work.is_data(&(7000..8000)));
+        assert!(work.is_data(&(1000..5000)), "nothing else was told of that");
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl SourceFile {
         read(&self.file, offset, buffer)
     }
 
-    /// Which parts of a range are holes, and so are zeroes, and which may be data.
+    /// Which parts of a range are holes, and so are zeroes, and which may be data. The last may
+    /// reach beyond the range.
     #[cfg(target_os = "linux")]
     pub(crate) fn extents(&self, range: Range<u64>) -> Vec<Extent> {
         use rustix::fs::{SeekFrom, seek};
@@ -74,11 +75,7 @@ impl SourceFile {
             }
             let hole = seek(&self.file, SeekFrom::Hole(data)).unwrap_or(range.end);
             // A file that is changed meanwhile must not keep us here.
-            at = if hole > data {
-                hole.min(range.end)
-            } else {
-                range.end
-            };
+            at = if hole > data { hole } else { range.end };
             push(data..at, false);
         }
         extents

@@ -34,6 +34,8 @@ struct Left {
     /// Where the next section begins: of each worker, if each has ranges of its own, else of all.
     next: Vec<u64>,
     section: u64,
+    /// What is known to be data though nobody has claimed it yet: the last that was told of it.
+    data: Range<u64>,
 }
 
 impl Work {
@@ -51,7 +53,11 @@ impl Work {
             size,
             section,
             pinning,
-            left: Mutex::new(Left { next, section }),
+            left: Mutex::new(Left {
+                next,
+                section,
+                data: 0..0,
+            }),
         }
     }
 
@@ -79,6 +85,24 @@ impl Work {
             .saturating_mul(pinning.connections().into());
         *next = start.saturating_add(turn);
         (start < end).then_some(start..end)
+    }
+
+    /// Takes note of what is data beyond what was asked: a source that says so need not be asked
+    /// again, which may take it long. Some have to look at all of the data to find its end.
+    pub(crate) fn learn_data(&self, range: Range<u64>) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut left.data;
+        if range.start <= known.end && known.start <= range.end {
+            *known = known.start.min(range.start)..known.end.max(range.end);
+        } else if range.end > known.end {
+            *known = range;
+        }
+    }
+
+    /// Whether a section is known to be data.
+    pub(crate) fn is_data(&self, section: &Range<u64>) -> bool {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.data.start <= section.start && section.end <= left.data.end
     }
 
     /// Takes note of whether a section was nothing but a hole.
@@ -165,6 +189,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_what_was_told_to_be_data_is_known_to_be() {
+        let work = Work::new(1000, 1, 1, None);
+        assert!(!work.is_data(&(0..1)));
+        work.learn_data(100..200);
+        for (section, known) in [(100..200, true), (99..200, false), (100..201, false)] {
+            assert_eq!(work.is_data(&section), known, "{section:?}");
+        }
+        // More of the same, told by others and in any order.
+        work.learn_data(200..300);
+        work.learn_data(50..120);
+        assert!(work.is_data(&(50..300)));
+        // Beyond a gap, of which nothing is known.
+        work.learn_data(400..500);
+        assert!(work.is_data(&(400..500)));
+        assert!(!work.is_data(&(250..450)));
+        assert!(!work.is_data(&(300..400)));
+        work.learn_data(10..20);
+        assert!(work.is_data(&(400..500)), "what comes later is of more use");
     }
 
     #[test]

@@ -50,8 +50,24 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// The number of its pair.
+    pub(crate) const fn number(&self) -> usize {
+        self.pair.number
+    }
+
     /// Copies until there is nothing left, or the copy has failed; then the pair is given back.
     pub(crate) fn run(mut self) -> Pair {
+        self.run_until(Self::is_over);
+        self.pair
+    }
+
+    /// Begins, and goes on until the source has said for the first time what is zero and what is
+    /// data, if it can say that.
+    pub(crate) fn learn(&mut self) {
+        self.run_until(|worker| worker.feeder.has_learned() || worker.is_over());
+    }
+
+    fn run_until(&mut self, is_enough: impl Fn(&Self) -> bool) {
         loop {
             // What is done makes room for more; files are done at once.
             loop {
@@ -59,12 +75,13 @@ impl<'a> Worker<'a> {
                     self.state.heed_signals();
                 }
                 self.begin_more();
-                if !self.take_done() {
+                let is_more = self.take_done();
+                if is_enough(self) {
+                    return;
+                }
+                if !is_more {
                     break;
                 }
-            }
-            if self.is_over() {
-                return self.pair;
             }
             self.pair.wait(self.state, None);
             self.drive();

@@ -247,14 +247,16 @@ impl Handle for CachedHandle {
     }
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
-        end_within(self.size, offset, length)?;
+        let range_end = end_within(self.size, offset, length)?;
         let generation = self.state.lock().contents.generation();
         let below = self.lower.extents(offset, length, limit)?;
         let mut map = RangeMap::new();
         let mut end = offset;
         for extent in below {
-            map.insert(end, end + extent.length, extent.content);
-            end += extent.length;
+            let start = end;
+            // What is cached beyond the range is not looked at.
+            end = start.saturating_add(extent.length).min(range_end);
+            map.insert(start, end, extent.content);
         }
         let state = self.state.lock();
         if state.contents.generation() != generation {
@@ -263,7 +265,7 @@ impl Handle for CachedHandle {
         }
         let end = state.contents.draw(offset, end, limit, &mut map);
         drop(state);
-        map.remove(end, offset + length);
+        map.remove(end, range_end);
         let extent = |run: Run<Content>| Extent {
             length: run.end - run.start,
             content: run.value,

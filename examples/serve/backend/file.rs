@@ -69,6 +69,7 @@ impl FileBackend {
             .map_err(fail)?;
         // A block device has no length in its metadata.
         let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        let kernel = kernel::Abilities::of(&file, is_device);
         Ok(Self {
             shared: Arc::new(Shared {
                 file,
@@ -77,7 +78,7 @@ impl FileBackend {
                 read_only,
                 is_device,
                 preferred_block,
-                kernel: kernel::Abilities::default(),
+                kernel,
                 failed: AtomicBool::new(false),
                 #[cfg(test)]
                 next_sync_fails: AtomicBool::new(false),
@@ -229,7 +230,7 @@ impl Handle for Shared {
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         let end = end_within(self.size, offset, length)?;
-        kernel::extents(&self.file, offset, end, limit)
+        kernel::extents(&self.file, offset..end, self.size, limit)
             .map_err(|error| self.explain("find extents", offset, error))
     }
 
@@ -349,16 +350,25 @@ mod kernel {
     use std::fs::File;
     use std::io::{self, IoSlice, IoSliceMut};
     use std::num::NonZeroU64;
+    use std::ops::Range;
+    use std::os::unix::fs::FileExt;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
+    use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, seek};
     use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
     use super::super::{Content, Extent};
 
-    /// What this file's filesystem has refused so far, so that it is not asked each time.
-    #[derive(Debug, Default)]
+    /// <linux/magic.h>
+    const TMPFS_MAGIC: u32 = 0x0102_1994;
+
+    /// What this file's filesystem is known to do, and what it has refused so far, so that it is
+    /// not asked each time.
+    #[derive(Debug)]
     pub(super) struct Abilities {
+        /// The file is in memory, and not in a cache: tmpfs does not tell whether a read would
+        /// wait, but as good as none does.
+        in_memory: AtomicBool,
         no_punch_hole: AtomicBool,
         no_zero_range: AtomicBool,
         no_read_cached: AtomicBool,
@@ -366,6 +376,20 @@ mod kernel {
     }
 
     impl Abilities {
+        pub(super) fn of(file: &File, is_device: bool) -> Self {
+            let is_tmpfs = || {
+                fstatfs(file).is_ok_and(|system| u32::try_from(system.f_type) == Ok(TMPFS_MAGIC))
+            };
+            Self {
+                // Of a device one is told where its node is, and that is a tmpfs as well.
+                in_memory: AtomicBool::new(!is_device && is_tmpfs()),
+                no_punch_hole: AtomicBool::new(false),
+                no_zero_range: AtomicBool::new(false),
+                no_read_cached: AtomicBool::new(false),
+                no_write_stable: AtomicBool::new(false),
+            }
+        }
+
         /// Makes a hole, which reads as zeroes. `Ok(false)`: not supported, nothing happened.
         pub(super) fn punch_hole(&self, file: &File, offset: u64, length: u64) -> io::Result<bool> {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -409,6 +433,12 @@ mod kernel {
 
         /// Fills `buf` if the page cache has all of it. Errors are left to the read that follows.
         pub(super) fn read_cached(&self, file: &File, offset: u64, buf: &mut [u8]) -> bool {
+            if self.in_memory.load(Ordering::Relaxed) {
+                // A hole is in no cache either: whoever reads it is told of it as what it is.
+                let end = offset.saturating_add(buf.len() as u64);
+                return is_hole(file, offset, end).is_ok_and(|is_hole| !is_hole)
+                    && file.read_exact_at(buf, offset).is_ok();
+            }
             if self.no_read_cached.load(Ordering::Relaxed) {
                 return false;
             }
@@ -437,6 +467,7 @@ mod kernel {
             ] {
                 refused.store(true, Ordering::Relaxed);
             }
+            self.in_memory.store(false, Ordering::Relaxed);
         }
     }
 
@@ -473,20 +504,21 @@ mod kernel {
         Ok(())
     }
 
-    /// Seeking moves the offset that all connections share, which nobody uses.
+    /// Seeking moves the offset that all connections share, which nobody uses. What was found
+    /// beyond the range, up to `size`, is told along, so that it need not be looked for again.
     pub(super) fn extents(
         file: &File,
-        offset: u64,
-        end: u64,
+        range: Range<u64>,
+        size: u64,
         limit: usize,
     ) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
-        let mut position = offset;
-        while position < end && extents.len() < limit {
+        let mut position = range.start;
+        while position < range.end && extents.len() < limit {
             let data = match seek(file, SeekFrom::Data(position)) {
-                Ok(data) => data.clamp(position, end),
+                Ok(data) => data.clamp(position, size),
                 // No data from here to the end.
-                Err(Errno::NXIO) => end,
+                Err(Errno::NXIO) => size,
                 // Not known here: data is always a true answer.
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => position,
                 Err(error) => return Err(error.into()),
@@ -494,7 +526,7 @@ mod kernel {
             let (stop, content) = if data > position {
                 (data, Content::Hole)
             } else {
-                (end_of_data(file, position, end)?, Content::Data)
+                (end_of_data(file, position, range.end, size)?, Content::Data)
             };
             extents.push(Extent {
                 length: stop - position,
@@ -517,9 +549,10 @@ mod kernel {
         }
     }
 
-    fn end_of_data(file: &File, position: u64, end: u64) -> io::Result<u64> {
+    /// Where data that begins at `position` ends; `end` if that cannot be told.
+    fn end_of_data(file: &File, position: u64, end: u64, size: u64) -> io::Result<u64> {
         match seek(file, SeekFrom::Hole(position)) {
-            Ok(hole) if hole > position => Ok(hole.min(end)),
+            Ok(hole) if hole > position => Ok(hole.min(size)),
             // Somebody made a hole between the two calls, or it is not known.
             Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(end),
             Err(error) => Err(error.into()),
@@ -543,13 +576,18 @@ mod kernel {
 mod kernel {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
 
     use super::super::{Content, Extent};
 
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub(super) struct Abilities;
 
     impl Abilities {
+        pub(super) const fn of(_: &File, _: bool) -> Self {
+            Self
+        }
+
         pub(super) fn punch_hole(&self, _: &File, _: u64, _: u64) -> io::Result<bool> {
             Ok(false)
         }
@@ -576,13 +614,13 @@ mod kernel {
 
     pub(super) fn extents(
         _: &File,
-        offset: u64,
-        end: u64,
+        range: Range<u64>,
+        _: u64,
         limit: usize,
     ) -> io::Result<Vec<Extent>> {
-        let known = end > offset && limit > 0;
+        let known = !range.is_empty() && limit > 0;
         Ok(Vec::from_iter(known.then(|| Extent {
-            length: end - offset,
+            length: range.end - range.start,
             content: Content::Data,
         })))
     }

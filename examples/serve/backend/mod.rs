@@ -148,14 +148,15 @@ pub(crate) trait Handle: Send + Sync {
 
     /// What is known of the range, from its beginning: at least one extent unless `length` or
     /// `limit` is 0, at most `limit`, without gaps, none of them empty, neighbours different. They
-    /// may end before the range does.
+    /// may end before the range does, and the last may reach beyond it, but not beyond the end of
+    /// the export.
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>>;
 
     /// Whether all of the range, which is not empty, is known to read as zeroes. Reads ask this,
     /// and do not care where data ends, which may take long to find out.
     fn is_hole(&self, offset: u64, length: u64) -> io::Result<bool> {
         let first = self.extents(offset, length, 1)?;
-        let whole = |it: &Extent| it.length == length && it.content != Content::Data;
+        let whole = |it: &Extent| it.length >= length && it.content != Content::Data;
         Ok(first.first().is_some_and(whole))
     }
 }

@@ -126,6 +126,33 @@ fn where_the_kernel_cannot_zero_fast_zeroes_fail_and_others_are_written() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_file_in_memory_is_read_without_waiting_but_for_its_holes() {
+    const SHARED_MEMORY: &str = "/dev/shm";
+    let Ok(file) = NamedTempFile::new_in(SHARED_MEMORY) else {
+        eprintln!("skipped: no file can be made in {SHARED_MEMORY}");
+        return;
+    };
+    file.as_file().set_len(1 << 20).expect("set its size");
+    let backend = FileBackend::open(file.path(), false).expect("open");
+    let handle = backend.open().expect("open");
+    handle.write(65_536, &[7; 8192], false).expect("write");
+    let mut buf = [0; 8192];
+    for offset in [65_536, 61_440] {
+        assert!(handle.try_read(offset, &mut buf).expect("data"), "{offset}");
+        assert_eq!(buf[4096..], [7; 4096]);
+    }
+    for offset in [0, 65_536 - 8192, 65_536 + 8192] {
+        assert!(
+            !handle.try_read(offset, &mut buf).expect("hole"),
+            "{offset}"
+        );
+    }
+    let handle = backend.plain().open().expect("open");
+    assert!(!handle.try_read(65_536, &mut buf).expect("not known"));
+}
+
+#[test]
 fn holes_are_found_where_the_filesystem_tells() {
     const MIB: u64 = 1 << 20;
     let file = file(&[]);
@@ -148,6 +175,9 @@ fn holes_are_found_where_the_filesystem_tells() {
         assert_eq!(extents, [hole(MIB - 5), data(MIB), hole(2 * MIB)]);
         let first = handle.extents(MIB + 5, MIB, 1).expect("extents");
         assert_eq!(first, [data(MIB - 5)]);
+        // What is told may reach beyond what was asked.
+        let begun = handle.extents(0, MIB + 5, 9).expect("extents");
+        assert_eq!(begun, [hole(MIB), data(MIB)]);
         let to_the_end = handle.extents(3 * MIB, MIB, 9).expect("extents");
         assert_eq!(to_the_end, [hole(MIB)]);
         let holes = [(0, MIB), (5, 9), (2 * MIB, 2 * MIB), (4 * MIB - 1, 1)];

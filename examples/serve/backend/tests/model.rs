@@ -172,7 +172,8 @@ fn check_extents(
         prop_assert_ne!(last, Some(extent.content), "neighbours are one extent");
         last = Some(extent.content);
         let end = position + extent.length as usize;
-        prop_assert!(end <= range.end);
+        prop_assert!(position < range.end, "only the last reaches beyond");
+        prop_assert!(end <= SIZE, "nothing is beyond the end");
         if extent.content != Content::Data {
             prop_assert!(model[position..end].iter().all(|&byte| byte == 0));
         }
