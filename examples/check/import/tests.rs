@@ -1,0 +1,558 @@
+use std::io::Cursor;
+
+use nbd_proto::conformance::strategy::history as strategy;
+use nbd_proto::conformance::{
+    CheckError, Clause, Command, Content, Contents, Event, Extent, History, Outcome, check,
+};
+use proptest::prelude::*;
+
+use super::layers::Unflushed;
+use super::uncovered::Why;
+use super::*;
+
+const ONE: &str = include_str!("../../../tests/data/nbdkit-log/one-filter.log");
+const FAILING: &str = include_str!("../../../tests/data/nbdkit-log/one-filter-failing.log");
+const EMULATE: &str = include_str!("../../../tests/data/nbdkit-log/layers-emulate.log");
+const UNSAFE: &str = include_str!("../../../tests/data/nbdkit-log/layers-unsafe.log");
+const T1: &str = include_str!("../../../tests/data/nbdkit-log/layers-t1.log");
+const C1: &str = include_str!("../../../tests/data/nbdkit-log/layers-c1.log");
+
+fn options() -> ImportOptions {
+    ImportOptions::default()
+}
+
+fn read(text: impl AsRef<[u8]>) -> Result<Imported, ImportError> {
+    judge(Cursor::new(text), &options())
+}
+
+#[track_caller]
+fn refused(text: impl AsRef<[u8]>) -> (u64, LineError) {
+    match read(text) {
+        Err(ImportError::Line { line, why }) => (line, why),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn judged(text: &str) -> Judged {
+    match read(text) {
+        Ok(Imported::Judged(judged)) => judged,
+        other => panic!("not judged: {other:?}"),
+    }
+}
+
+/// A flush that does not reach another connection.
+const STALE: &str = "\
+granule 4096
+// A comment, then nothing.
+
+c0 write #1 0+4096 =1 // The write.
+c0 done #1
+c1 flush #1
+c1 done #1
+c2 read #1 0+4096
+c2 data #1 =0
+c2 read #1 0+4096
+";
+
+const STALE_JSON: &str = r#"
+{"granule": 4096, "promise": "multi-conn", "seed": 7}
+{"event": "invoke", "conn": 0, "cookie": 1, "command": "write", "offset": 0, "length": 4096, "content": 1}
+{"event": "reply", "conn": 0, "cookie": 1, "outcome": "done", "at": 0.25}
+
+{"event": "invoke", "conn": 1, "cookie": 1, "command": "flush"}
+{"event": "reply", "conn": 1, "cookie": 1, "outcome": "done"}
+{"event": "invoke", "conn": 2, "cookie": 1, "command": "read", "offset": 0, "length": 4096}
+{"event": "reply", "conn": 2, "cookie": 1, "outcome": "data", "each": [0]}
+"#;
+
+// Histories with contents
+
+#[test]
+fn a_broken_promise_is_found_in_both_forms_at_its_line() {
+    for text in [STALE, STALE_JSON] {
+        let imported = read(text).unwrap();
+        assert_eq!(imported.verdict(), Verdict::Broken);
+        assert!(imported.to_string().contains("visibility"), "{imported}");
+        assert_eq!(imported.to_json()["violation"]["line"], 9);
+        let found = judged(text).violation.unwrap();
+        assert_eq!(
+            (found.line, found.violation.clause()),
+            (9, Clause::Visibility)
+        );
+        assert_eq!(found.violation.events(), [0, 1, 2, 3, 4, 5]);
+    }
+}
+
+#[test]
+fn what_was_not_promised_is_not_demanded() {
+    let options = ImportOptions {
+        promise: Some(Promised::SingleConnection),
+        ..options()
+    };
+    // In the text to the end; there, a cookie is in use.
+    let text = STALE.rsplit_once("c2 read").unwrap().0;
+    for text in [text, STALE_JSON] {
+        let imported = judge(Cursor::new(text), &options).unwrap();
+        assert_eq!(imported.verdict(), Verdict::Held, "{imported}");
+    }
+    let single = STALE_JSON.replace("multi-conn", "single-connection");
+    assert_eq!(read(single).unwrap().verdict(), Verdict::Held);
+}
+
+#[test]
+fn the_header_may_take_parts_of_the_promise_back() {
+    let header = |text| json::parse_header(text, None);
+    let plain = header(r#"{"granule": 512}"#).unwrap();
+    assert_eq!(plain, Header::new(512, Promised::MultiConn));
+    let weak = r#"{"granule":512,"initial":"unknown","order":false,"own_writes":false}"#;
+    let weak = header(weak).unwrap();
+    assert_eq!(weak.initial, Initial::Unknown);
+    assert!(!weak.ordered && !weak.own_writes);
+    for (text, field) in [
+        (r#"{"promise": "multi-conn"}"#, "granule"),
+        (r#"{"granule": 0}"#, "granule"),
+        (r#"{"granule": -1}"#, "granule"),
+        (r#"{"granule": 1, "promise": "all"}"#, "promise"),
+        (r#"{"granule": 1, "promise": true}"#, "promise"),
+        (r#"{"granule": 1, "initial": 0}"#, "initial"),
+        (r#"{"granule": 1, "order": 1}"#, "order"),
+    ] {
+        assert!(
+            matches!(header(text), Err(LineError::Field { field: it, .. }) if it == field),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_line_is_told_with_its_number() {
+    assert!(matches!(read(""), Err(ImportError::Empty)));
+    assert!(matches!(read("\n // nothing\n"), Err(ImportError::Empty)));
+    assert_eq!(refused("\nhello\n"), (2, LineError::UnknownForm));
+    assert_eq!(refused(b"granule 1\n\n\xff\n"), (3, LineError::NotText));
+    assert!(matches!(refused("granule 0"), (1, LineError::Form(_))));
+    assert!(matches!(
+        refused("granule 1\nc0 fly #1"),
+        (2, LineError::Form(_))
+    ));
+    let twice = "granule 1\nc0 flush #1\nc0 flush #1\n";
+    let in_use = Malformed::CookieInUse { conn: 0, cookie: 1 };
+    assert_eq!(refused(twice), (3, LineError::Impossible(in_use)));
+    let json = "{\"granule\": 1}\n";
+    for (line, field) in [
+        (r#"{"event": "begin"}"#, "event"),
+        (r#"{"event": "disconnect"}"#, "conn"),
+        (r#"{"event": "disconnect", "conn": 4294967296}"#, "conn"),
+        (
+            r#"{"event": "reply", "conn": 0, "cookie": 1, "outcome": "good"}"#,
+            "outcome",
+        ),
+        (
+            r#"{"event": "reply", "conn": 0, "cookie": 1, "outcome": "data", "each": 1}"#,
+            "each",
+        ),
+        (
+            r#"{"event": "reply", "conn": 0, "cookie": 1, "outcome": "data"}"#,
+            "the data",
+        ),
+    ] {
+        let (number, why) = refused(format!("{json}{line}\n"));
+        assert_eq!(number, 2, "{line}");
+        assert!(
+            matches!(why, LineError::Field { field: it, .. } if it == field),
+            "{why}"
+        );
+    }
+    assert!(matches!(
+        refused(format!("{json}[]")),
+        (2, LineError::Form(_))
+    ));
+    assert!(matches!(
+        refused(format!("{json}{{")),
+        (2, LineError::Json(_))
+    ));
+    let deep = "[".repeat(1 << 20);
+    assert!(matches!(
+        refused(format!("{json}{deep}")),
+        (2, LineError::Json(_))
+    ));
+}
+
+#[test]
+fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+    let endless = std::io::Read::chain(Cursor::new(&b"granule 1\n"[..]), std::io::repeat(b'c'));
+    let result = judge(BufReader::new(endless), &options());
+    assert!(
+        matches!(
+            result,
+            Err(ImportError::Line {
+                line: 2,
+                why: LineError::TooLong
+            })
+        ),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_history_that_is_all_over_the_place_is_refused_before_it_fills_the_memory() {
+    let mut text = "granule 1\n".to_owned();
+    for at in 0..40_u64 {
+        // Each takes as much as it can.
+        text += &format!("c0 trim #{at} {}+{}\n", at << 40, 1 << 20);
+    }
+    let (line, why) = refused(&text);
+    assert!(matches!(why, LineError::TooMuch(_)), "{why}");
+    assert!(line < 40);
+}
+
+fn as_json(history: &History, promise: Promise) -> Vec<u8> {
+    let promised = match promise.is_multi_conn() {
+        true => Promised::MultiConn,
+        false => Promised::SingleConnection,
+    };
+    let mut lines = Vec::new();
+    json::write_header(&mut lines, &Header::new(history.granule(), promised)).unwrap();
+    for event in history.events() {
+        json::write_event(&mut lines, event).unwrap();
+    }
+    lines
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_forms_are_judged_as_the_library_judges_the_whole(
+        (history, promise) in prop_oneof![strategy::kept(), strategy::careless()],
+    ) {
+        let expected = match check(&history, promise) {
+            Ok(_) => Verdict::Held,
+            Err(CheckError::Violation(_)) => Verdict::Broken,
+            Err(error) => return Err(TestCaseError::fail(error.to_string())),
+        };
+        let json = read(as_json(&history, promise)).unwrap();
+        prop_assert_eq!(json.verdict(), expected);
+        let promised = match promise.is_multi_conn() {
+            true => Promised::MultiConn,
+            false => Promised::SingleConnection,
+        };
+        let options = ImportOptions { promise: Some(promised), ..options() };
+        let text = judge(Cursor::new(history.to_string()), &options).unwrap();
+        prop_assert_eq!(text.verdict(), expected);
+    }
+
+    #[test]
+    fn what_is_written_as_json_is_read_as_it_was(history in strategy::any_history()) {
+        for event in history.events() {
+            let mut line = Vec::new();
+            json::write_event(&mut line, event).unwrap();
+            let line = String::from_utf8(line).unwrap();
+            prop_assert_eq!(&json::parse_event(&line).unwrap(), event, "{}", line);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_judged_or_refused(
+        first in prop_oneof![
+            Just(""), Just("granule 1\n"), Just("{\"granule\":1}\n"), Just(ONE), Just(T1),
+        ],
+        rest in prop::collection::vec(any::<u8>(), 0..400),
+    ) {
+        let _ = read([first.as_bytes(), &rest].concat());
+    }
+
+    /// Lines of real logs, some lost, some twice, some out of place, with a letter changed here
+    /// and there.
+    #[test]
+    fn a_log_that_was_tampered_with_is_judged_or_refused(
+        log in prop::sample::select(vec![ONE, FAILING, EMULATE, UNSAFE, T1, C1, STALE, STALE_JSON]),
+        picks in prop::collection::vec((any::<prop::sample::Index>(), 0..12_u8, any::<(prop::sample::Index, u8)>()), 0..120),
+    ) {
+        let lines: Vec<&str> = log.lines().collect();
+        let mut tampered = Vec::new();
+        for (at, (pick, how, (place, byte))) in picks.iter().enumerate() {
+            let line = match how {
+                0..9 => lines[at % lines.len()],
+                _ => lines[pick.index(lines.len())],
+            };
+            let mut line = line.as_bytes().to_vec();
+            if *how == 11 && !line.is_empty() {
+                let place = place.index(line.len());
+                line[place] = *byte;
+            }
+            tampered.extend(line);
+            tampered.push(b'\n');
+        }
+        if let Ok(imported) = read(&tampered) {
+            let _ = (imported.to_string(), imported.to_json());
+        }
+    }
+}
+
+#[test]
+fn contents_keep_their_identity_beyond_what_other_languages_can_count() {
+    for content in [0, 1, 1 << 53, (1 << 53) + 1, u64::MAX - 1, u64::MAX] {
+        let extent = Extent::new(u64::MAX - 1, 1);
+        let content = Content(content);
+        for event in [
+            Event::Invoke {
+                conn: u32::MAX,
+                cookie: u64::MAX,
+                command: Command::Write {
+                    extent,
+                    content,
+                    fua: true,
+                },
+            },
+            Event::Reply {
+                conn: 0,
+                cookie: 0,
+                outcome: Outcome::Data(Contents::Each(vec![content, Content::MIXED])),
+            },
+        ] {
+            let mut line = Vec::new();
+            json::write_event(&mut line, &event).unwrap();
+            let line = String::from_utf8(line).unwrap();
+            assert_eq!(json::parse_event(&line), Ok(event), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_written_header_is_read_as_it_was() {
+    let mut header = Header::new(512, Promised::SingleConnection);
+    header.initial = Initial::Unknown;
+    header.own_writes = false;
+    let mut line = Vec::new();
+    json::write_header(&mut line, &header).unwrap();
+    let line = String::from_utf8(line).unwrap();
+    assert_eq!(json::parse_header(&line, None), Ok(header));
+}
+
+// Logs of nbdkit
+
+#[track_caller]
+fn log(text: &str) -> nbdkit::Log {
+    match read(text) {
+        Ok(Imported::Log(log)) => log,
+        other => panic!("not a log of one filter: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn layers(text: &str) -> layers::Layers {
+    match read(text) {
+        Ok(Imported::Layers(layers)) => layers,
+        other => panic!("not a log of two filters: {other:?}"),
+    }
+}
+
+#[test]
+fn one_log_filter_tells_what_was_never_flushed_and_gives_no_verdict() {
+    let imported = read(ONE).unwrap();
+    assert_eq!(imported.verdict(), Verdict::None);
+    assert!(imported.to_string().contains("NO VERDICT"), "{imported}");
+    let log = log(ONE);
+    assert_eq!((log.tally.connections, log.tally.reads), (2, 1));
+    assert_eq!((log.tally.modifications, log.tally.flushes), (6, 2));
+    // c1: W(0) W(20000) F T(0); c2: FUA(1000) F Z(2000) W(10000). c1's flush comes last.
+    assert_eq!((log.all.covered.writes, log.all.uncovered.writes), (5, 1));
+    assert_eq!(log.all.examples[0].place.called, 25);
+    assert_eq!((log.own.covered.writes, log.own.uncovered.writes), (3, 3));
+    let lines: Vec<_> = log.own.examples.iter().map(|it| it.place.called).collect();
+    assert_eq!(lines, [17, 19, 25]);
+    assert!(
+        log.own
+            .examples
+            .iter()
+            .all(|it| it.why == Why::ConnectionEnded)
+    );
+}
+
+#[test]
+fn what_failed_is_not_owed() {
+    let log = log(FAILING);
+    assert_eq!((log.tally.modifications, log.tally.failed), (1, 1));
+    assert_eq!((log.own.failed.writes, log.own.uncovered.writes), (1, 0));
+}
+
+#[test]
+fn a_server_that_is_started_again_has_new_connections() {
+    let log = log(&format!("{ONE}{ONE}"));
+    assert_eq!((log.tally.runs, log.tally.connections), (2, 4));
+    assert_eq!(log.own.uncovered.writes, 6);
+}
+
+#[test]
+fn a_line_that_was_being_written_is_not_used() {
+    let cut = &ONE[..ONE.len() - 40];
+    let log = log(cut);
+    assert!(log.tally.cut_off);
+    let more = format!("{cut}\nmore\n");
+    assert!(matches!(refused(more).1, LineError::Form(_)));
+}
+
+#[test]
+fn what_cannot_have_happened_in_a_log_is_told() {
+    let begin = ONE.lines().take(8).collect::<Vec<_>>().join("\n");
+    let time = "2026-11-21 16:07:29.113770";
+    for (lines, why) in [
+        ("connection=3 Flush id=1 ...", "the connection is not open"),
+        (
+            "connection=2 ...Flush id=1 return=0",
+            "nothing was called by this id",
+        ),
+        (
+            "connection=2 Connect export=\"\" size=0x1000 ",
+            "the connection is open already",
+        ),
+    ] {
+        let text = format!("{begin}\n{time} {lines}\n");
+        assert_eq!(
+            refused(&text),
+            (9, LineError::ImpossibleLog(why)),
+            "{lines}"
+        );
+    }
+    let beyond = format!(
+        "{begin}\n{time} connection=1 Write id=1 offset=0x100000 count=0x200 fua=0 ...\n\
+         {time} connection=1 ...Write id=1 return=0\n"
+    );
+    let why = LineError::ImpossibleLog("it ends beyond the export");
+    assert_eq!(refused(&beyond), (10, why));
+    for line in [
+        "connection=1 Write id=1 offset=0x100000 fua=0 ...",
+        "connection=1 Write id=1 offset=0xffffffffffffffff count=0x1 fua=0 ...",
+        "connection=x Write",
+        "connection=1 ...Write id=1",
+    ] {
+        let text = format!("{begin}\n{time} {line}\n");
+        assert!(matches!(refused(&text), (9, LineError::Form(_))), "{line}");
+    }
+}
+
+#[test]
+fn names_of_exports_cannot_pass_for_something_else() {
+    use super::nbdkit::{Entry, parse};
+    let line = r#"2026-11-21 16:07:29.113770 connection=7 Connect export="size=0x1 \" ( size=0x2" tls=0 size=0x100 write=1"#;
+    let size = Some(256);
+    assert_eq!(
+        parse(line),
+        Ok(Entry::Connect {
+            connection: 7,
+            size
+        })
+    );
+    let line = r#"2026-11-21 16:07:29.113770 connection=7 ...Extents id=5 extents=(0x0 0x1 "hole,return=1") return=0"#;
+    let expected = Entry::Return {
+        connection: 7,
+        id: 5,
+        succeeded: true,
+    };
+    assert_eq!(parse(line), Ok(expected));
+}
+
+#[test]
+fn a_coordinator_that_flushed_what_it_had_to_has_held() {
+    let imported = read(EMULATE).unwrap();
+    assert_eq!(imported.verdict(), Verdict::Held, "{imported}");
+    assert!(
+        imported.to_string().contains("Only that was checked"),
+        "{imported}"
+    );
+    let layers = layers(EMULATE);
+    // Two flushes and one FUA above; below there is no FUA.
+    assert_eq!(layers.promises, 3);
+    assert_eq!(layers.below.uncovered.writes, 0);
+}
+
+#[test]
+fn a_flush_that_reaches_only_its_own_connection_has_broken_the_promise_of_multi_conn() {
+    let broken = layers(UNSAFE).broken.unwrap();
+    // The zeroing on the second connection; its write with FUA was durable.
+    assert_eq!((broken.range.start, broken.range.end), (0x2000, 0x3000));
+    assert_eq!((broken.above.connection, broken.below.connection), (4, 3));
+    assert_eq!(broken.promise.connection, 2);
+    assert_eq!(broken.why, Unflushed::NotYet);
+    let single = ImportOptions {
+        promise: Some(Promised::SingleConnection),
+        ..options()
+    };
+    let imported = judge(Cursor::new(UNSAFE), &single).unwrap();
+    assert_eq!(imported.verdict(), Verdict::Held, "{imported}");
+}
+
+#[test]
+fn a_dirty_bit_that_was_lost_is_found() {
+    let imported = read(T1).unwrap();
+    assert_eq!(imported.verdict(), Verdict::Broken);
+    let broken = layers(T1).broken.unwrap();
+    // The write was answered at line 23, and the second flush does not reach its connection.
+    assert_eq!((broken.above.called, broken.above.answered), (16, 23));
+    assert_eq!((broken.promise.called, broken.promise.answered), (24, 25));
+    assert_eq!(broken.why, Unflushed::NotYet);
+    assert_eq!(imported.to_json()["violation"]["above"]["lines"][1], 23);
+}
+
+#[test]
+fn a_flush_need_not_cover_what_was_answered_after_it_came() {
+    // All up to the second flush.
+    let text: Vec<&str> = T1.lines().take(23).collect();
+    assert!(layers(&(text.join("\n") + "\n")).broken.is_none());
+}
+
+#[test]
+fn what_a_connection_left_behind_is_missed() {
+    let broken = layers(C1).broken.unwrap();
+    assert_eq!(broken.why, Unflushed::Closed);
+    assert!(read(C1).unwrap().to_string().contains("was closed"));
+}
+
+/// Every line of the log is needed: without one of the flushes below, or with it failed, the
+/// promise is broken.
+#[test]
+fn each_flush_below_counts() {
+    for id in ["connection=3 Flush id=2", "connection=3 Flush id=5"] {
+        let call = EMULATE.lines().find(|it| it.contains(id)).unwrap();
+        let back = id.replace("Flush", "...Flush");
+        let back = EMULATE.lines().find(|it| it.contains(&back)).unwrap();
+        let without = EMULATE.replace(&format!("{call}\n"), "");
+        let without = without.replace(&format!("{back}\n"), "");
+        assert_eq!(
+            layers(&without).broken.unwrap().why,
+            Unflushed::NotYet,
+            "{id}"
+        );
+        let failed = back.replace("return=0", "return=-1 error=EIO");
+        let failed = EMULATE.replace(back, &failed);
+        assert_eq!(
+            layers(&failed).broken.unwrap().why,
+            Unflushed::Failed,
+            "{id}"
+        );
+    }
+}
+
+/// A flush below that was called before the write was answered there does not cover it.
+#[test]
+fn a_flush_below_that_came_too_early_does_not_count() {
+    let mut lines: Vec<&str> = EMULATE.lines().collect();
+    let place = |lines: &[&str], what: &str| lines.iter().position(|it| it.contains(what)).unwrap();
+    let call = place(&lines, "connection=3 Flush id=5");
+    let line = lines.remove(call);
+    let trim = place(&lines, "connection=3 ...Trim id=4");
+    lines.insert(trim, line);
+    let text = lines.join("\n") + "\n";
+    assert_eq!(layers(&text).broken.unwrap().why, Unflushed::NotYet);
+}
+
+#[test]
+fn connections_that_cannot_be_told_apart_are_refused() {
+    // The second client's connection below is told of before the first client's above.
+    let mut lines: Vec<&str> = EMULATE.lines().collect();
+    let place = |what: &str| EMULATE.lines().position(|it| it.contains(what)).unwrap();
+    lines.swap(place("connection=2 Connect"), place("connection=3 Connect"));
+    assert_eq!(refused(lines.join("\n")).1, LineError::Ambiguous);
+}
