@@ -1,0 +1,142 @@
+//! Servers that are killed under load: what they have answered for has to be there afterwards.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tempfile::TempDir;
+
+use super::peer::Peer;
+use super::{PATIENCE, check};
+use crate::settings::{check_kills, seed, whole_machine};
+
+const ONE_CACHE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/one_cache.py");
+
+/// Kills a server whenever it is asked to, by a line in a pipe, and answers in another one when it
+/// serves again. So the server stays a child of this process, and ends with the test.
+struct Executioner {
+    asked: PathBuf,
+    uri: String,
+    command: String,
+    thread: Option<JoinHandle<()>>,
+    _dir: TempDir,
+}
+
+impl Executioner {
+    fn of(mut peer: Peer) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (asked, done) = (dir.path().join("asked"), dir.path().join("done"));
+        for pipe in [&asked, &done] {
+            let mode = Mode::RUSR | Mode::WUSR;
+            mknodat(CWD, pipe, FileType::Fifo, mode, 0).unwrap();
+        }
+        let command = format!("echo again > {}; cat {}", asked.display(), done.display());
+        let uri = peer.uri().to_owned();
+        let thread = {
+            let asked = asked.clone();
+            // Whoever asks opens the pipe and closes it.
+            thread::spawn(move || {
+                while fs::read_to_string(&asked).unwrap() == "again\n" {
+                    peer.restart();
+                    fs::write(&done, "done\n").unwrap();
+                }
+            })
+        };
+        Self {
+            asked,
+            uri,
+            command,
+            thread: Some(thread),
+            _dir: dir,
+        }
+    }
+
+    /// So many kills; a second for each is enough, for a good server.
+    fn check(&self, seed: u64, seconds: u32, kills: u32) -> super::Run {
+        let kills = kills.to_string();
+        let more = ["--restart-command", &self.command, "--restarts", &kills];
+        check(&self.uri, seed, seconds, &more)
+    }
+}
+
+impl Drop for Executioner {
+    fn drop(&mut self) {
+        // The pipe has a reader as long as the thread lives.
+        if let Ok(mut pipe) = OpenOptions::new().read(true).write(true).open(&self.asked) {
+            let _ = pipe.write_all(b"end\n");
+            drop(pipe);
+        }
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !thread::panicking() {
+                ended.unwrap();
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn survives(peer: Peer) {
+    let _busy = whole_machine();
+    let kills = check_kills();
+    let run = Executioner::of(peer).check(seed(), kills, kills);
+    run.held();
+    let survived = format!(" {kills} crashes survived");
+    assert!(run.imported.stdout.contains(&survived), "{}", run.imported);
+}
+
+/// The clause of durability, which nothing but a crash can break.
+#[track_caller]
+fn loses(peer: Peer) {
+    let _busy = whole_machine();
+    let run = Executioner::of(peer).check(seed(), PATIENCE, PATIENCE);
+    run.broken(&["durability"]);
+    assert!(run.finished.stdout.contains("*** crash"), "{}", run.finished);
+}
+
+#[test]
+fn serve_over_a_file_survives() {
+    survives(Peer::serve_over_image(&[]));
+}
+
+#[test]
+fn serve_with_caches_survives() {
+    survives(Peer::serve_over_image(&["--cache"]));
+}
+
+#[test]
+fn serve_with_caches_that_writes_through_survives() {
+    survives(Peer::serve_over_image(&["--cache", "--acknowledge", "write-through"]));
+}
+
+#[test]
+fn serve_with_caches_that_answers_early_survives() {
+    survives(Peer::serve_over_image(&["--cache", "--acknowledge", "on-receipt"]));
+}
+
+#[test]
+fn nbdkits_file_survives() {
+    survives(Peer::nbdkit_file());
+}
+
+#[test]
+fn qemu_nbd_survives() {
+    survives(Peer::qemu_nbd());
+}
+
+#[test]
+fn one_cache_that_is_flushed_survives() {
+    survives(Peer::nbdkit_over_image(&["python", ONE_CACHE], &["deaf=0"]));
+}
+
+#[test]
+fn serve_that_ignores_flush_is_found_out() {
+    loses(Peer::serve_over_image(&["--cache", "--acknowledge", "ignore-flush"]));
+}
+
+#[test]
+fn one_cache_that_ignores_flush_is_found_out() {
+    loses(Peer::nbdkit_over_image(&["python", ONE_CACHE], &["deaf=1"]));
+}
