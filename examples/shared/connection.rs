@@ -15,10 +15,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nbd_proto::handshake::{ClientConfig, TlsWanted, Wanted};
+use nbd_proto::handshake::{ClientConfig, Negotiated, TlsWanted, Wanted};
 use nbd_proto::io::client_handshake_with_tls;
 use nbd_proto::limits::Limits;
-use nbd_proto::session::Session;
+use nbd_proto::session::{Announcement, Session};
 use nbd_proto::transmission::{Head, ReplyDecoder, ReplyEvent, RequestEncoder};
 use nbd_proto::wire::{
     AllocationFlags, CommandFlags, CommandType, Cookie, Errno, Extents, Name, Request,
@@ -49,6 +49,7 @@ const TURNS: usize = 16;
 pub(crate) struct Connection {
     channel: Channel,
     session: Session,
+    announcement: Announcement,
     /// The id of the context [`ALLOCATION`], if it was selected.
     allocation: Option<u32>,
     encoder: RequestEncoder,
@@ -183,10 +184,12 @@ impl Connection {
             },
         )
         .map_err(|error| explain(Error::Handshake(Box::new(error))))?;
-        Ok(Self::new(shaken.into(), negotiated.session, settings))
+        Ok(Self::new(shaken.into(), negotiated, settings))
     }
 
-    fn new(channel: Channel, session: Session, settings: &Settings<'_>) -> Self {
+    fn new(channel: Channel, negotiated: Negotiated, settings: &Settings<'_>) -> Self {
+        let announcement = negotiated.announcement();
+        let session = negotiated.session;
         let contexts = session.contexts().iter();
         let allocation = contexts
             .filter(|context| context.name.as_str() == ALLOCATION)
@@ -198,6 +201,7 @@ impl Connection {
             encoder: RequestEncoder::new(&session),
             decoder: ReplyDecoder::new(&session, &Limits::new(), settings.capacity),
             session,
+            announcement,
             next_cookie: 0,
             slots: HashMap::new(),
             outgoing: VecDeque::new(),
@@ -214,6 +218,12 @@ impl Connection {
     /// What was negotiated.
     pub(crate) const fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// What the server said, to be looked at for contradictions.
+    #[allow(dead_code, reason = "for programs that judge servers")]
+    pub(crate) const fn announcement(&self) -> &Announcement {
+        &self.announcement
     }
 
     /// Whether the server tells what reads as zeroes.
@@ -289,6 +299,35 @@ impl Connection {
     pub(crate) fn block_status(&mut self, offset: u64, length: u64) -> Result<Cookie, Error> {
         let cookie = self.cookie();
         let request = Request::block_status(cookie, offset, length);
+        self.submit(request, Vec::new())
+    }
+
+    /// Gives a range up, in the way that the flags say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] if the server could only refuse it.
+    #[allow(dead_code, reason = "for programs that judge servers")]
+    pub(crate) fn trim(
+        &mut self,
+        offset: u64,
+        length: u64,
+        flags: CommandFlags,
+    ) -> Result<Cookie, Error> {
+        let cookie = self.cookie();
+        let request = Request::trim(cookie, offset, length).with_flags(flags);
+        self.submit(request, Vec::new())
+    }
+
+    /// Tells that a range will be read soon.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Request`] if the server could only refuse it.
+    #[allow(dead_code, reason = "for programs that judge servers")]
+    pub(crate) fn cache(&mut self, offset: u64, length: u64) -> Result<Cookie, Error> {
+        let cookie = self.cookie();
+        let request = Request::cache(cookie, offset, length);
         self.submit(request, Vec::new())
     }
 

@@ -1,0 +1,390 @@
+//! A run from its first write to its last read: phases of scenes, each followed by a look at all
+//! that was touched, and crashes in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nbd_proto::conformance::{Event, Extent};
+
+use super::dice::Dice;
+use super::fleet::Fleet;
+use super::layout::Layout;
+use super::phase::Phase;
+use super::progress::Progress;
+use super::restart::Restarts;
+use super::scene::Scene;
+use super::script::{Fua, Script, What};
+use super::shapes::{Abilities, Stage, compose};
+use super::target::Target;
+
+/// How long scenes may go on when the time is up.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How often it is looked at what does not make itself known.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long a dead server's last words may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// A server that loses connections so often does nothing else.
+const MOST_LOST: u64 = 100;
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) target: &'a Target<'a>,
+    pub(crate) layout: &'a Layout,
+    pub(crate) abilities: Abilities,
+    /// Whether connections share what they write to. If not, each has cells of its own.
+    pub(crate) shared: bool,
+    pub(crate) seconds: Duration,
+    pub(crate) operations: Option<u64>,
+    pub(crate) seed: u64,
+    pub(crate) progress: &'a Progress,
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine<'a> {
+    job: Job<'a>,
+    pub(crate) fleet: Fleet<'a>,
+    pub(crate) restarts: Option<Restarts>,
+    dice: Dice,
+    scenes: Vec<Scene>,
+    last_scene: u64,
+    begun: Instant,
+    /// Cells that were played on since all was looked at.
+    touched: BTreeSet<usize>,
+    /// How often each kind of scene was played.
+    pub(crate) played: BTreeMap<&'static str, u64>,
+}
+
+impl<'a> Engine<'a> {
+    pub(crate) fn new(job: Job<'a>, fleet: Fleet<'a>, restarts: Option<Restarts>) -> Self {
+        Self {
+            dice: Dice::new(job.seed),
+            job,
+            fleet,
+            restarts,
+            scenes: Vec::new(),
+            last_scene: 0,
+            begun: Instant::now(),
+            touched: BTreeSet::new(),
+            played: BTreeMap::new(),
+        }
+    }
+
+    /// Plays until the time is up, a signal came, or the server was found out.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be gone on with. What was observed up to then counts all the same.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        if self.job.abilities.writes {
+            let fill = self.fill();
+            self.perform(fill)?;
+        }
+        while !self.is_time_up() && !self.is_over() {
+            let cells = self.job.layout.cells().len();
+            let phase = Phase::any(cells, self.job.seconds, &mut self.dice);
+            self.play(&phase)?;
+            if self.restarts.as_ref().is_some_and(Restarts::is_due) && !self.is_over() {
+                self.restart()?;
+            } else {
+                self.settle()?;
+            }
+        }
+        self.finish()
+    }
+
+    /// Waits for what is in flight: to some servers a client that leaves before does harm.
+    fn finish(&mut self) -> Result<()> {
+        let give_up = Instant::now() + GRACE;
+        while !self.fleet.is_idle() && !(self.is_over() && give_up <= Instant::now()) {
+            self.fleet.turn(TICK)?;
+        }
+        self.fleet.close();
+        Ok(())
+    }
+
+    fn is_time_up(&self) -> bool {
+        let enough = |most| self.fleet.sent >= most;
+        self.begun.elapsed() >= self.job.seconds || self.job.operations.is_some_and(enough)
+    }
+
+    /// Whether the verdict is clear, or nobody wants it any more.
+    fn is_over(&self) -> bool {
+        self.fleet.observer.broken().is_some() || self.job.target.is_stopped()
+    }
+
+    // --- what is played ---
+
+    /// Scenes, as many at once as the phase wants. If it is time for a crash, they are left going.
+    fn play(&mut self, phase: &Phase) -> Result<()> {
+        let end = Instant::now() + phase.length;
+        let is_crash_due = |it: &Self| it.restarts.as_ref().is_some_and(Restarts::is_due);
+        while Instant::now() < end && !self.is_time_up() && !self.is_over() {
+            if is_crash_due(self) && !self.scenes.is_empty() {
+                return Ok(());
+            }
+            while self.scenes.len() < phase.at_once {
+                if !self.begin_scene(phase) {
+                    break;
+                }
+            }
+            self.turn()?;
+        }
+        self.play_out(true)
+    }
+
+    fn begin_scene(&mut self, phase: &Phase) -> bool {
+        let mut dice = self.dice.fork();
+        let is_free = |&cell: &usize| {
+            phase.crowded || self.scenes.iter().all(|scene| scene.cell != Some(cell))
+        };
+        let free: Vec<usize> = phase.cells.iter().copied().filter(is_free).collect();
+        let Some(index) = dice.pick(&free) else {
+            return false;
+        };
+        let Some(&cell) = self.job.layout.cells().get(index) else {
+            return false;
+        };
+        let cast = self.cast(index, &mut dice);
+        let may_travel = !self.scenes.iter().any(Scene::travels);
+        let mut stage = Stage {
+            dice: &mut dice,
+            abilities: self.job.abilities,
+            layout: self.job.layout,
+            cell,
+            roles: cast.len(),
+        };
+        let (name, script) = compose(&mut stage, may_travel);
+        *self.played.entry(name).or_default() += 1;
+        self.touched.insert(index);
+        self.begin(script, cast, Some(index));
+        true
+    }
+
+    fn begin(&mut self, script: Script, cast: Vec<usize>, cell: Option<usize>) {
+        self.last_scene += 1;
+        let scene = Scene::new(self.last_scene, script, cast, cell);
+        self.scenes.push(scene);
+    }
+
+    /// Who plays on a cell, and in which parts.
+    fn cast(&self, cell: usize, dice: &mut Dice) -> Vec<usize> {
+        if !self.job.shared {
+            return vec![cell % self.fleet.len().max(1)];
+        }
+        let mut cast: Vec<usize> = (0..self.fleet.len()).collect();
+        dice.shuffle(&mut cast);
+        cast
+    }
+
+    /// One script, alone, however long it takes.
+    fn perform(&mut self, script: Script) -> Result<()> {
+        let everybody = (0..self.fleet.len()).collect();
+        self.begin(script, everybody, None);
+        self.play_out(false)
+    }
+
+    /// Plays until all scenes are over, or are ended by force when the time is up.
+    fn play_out(&mut self, by_force: bool) -> Result<()> {
+        let mut give_up = None;
+        while !self.scenes.is_empty() && !self.is_over() {
+            if by_force && self.is_time_up() {
+                let give_up = *give_up.get_or_insert_with(|| Instant::now() + GRACE);
+                if give_up <= Instant::now() {
+                    break;
+                }
+            }
+            self.turn()?;
+        }
+        self.abandon();
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.scenes.clear();
+        self.fleet.stay();
+    }
+
+    // --- what is looked at ---
+
+    /// Something to find in all cells, so that what was there before does not matter.
+    fn fill(&self) -> Script {
+        let mut script = Script::default();
+        let mut flushers = BTreeSet::new();
+        for (number, &cell) in self.job.layout.cells().iter().enumerate() {
+            let slot = self.keeper(number);
+            flushers.insert(slot);
+            for request in self.job.layout.requests(cell) {
+                script.send(slot, What::Write(request, Fua::No));
+            }
+        }
+        script.wait_all();
+        if self.job.abilities.flush {
+            for slot in flushers {
+                script.send(slot, What::Flush);
+            }
+            script.wait_all();
+        }
+        script
+    }
+
+    /// The slot that has to do with a cell if only one has.
+    fn keeper(&self, cell: usize) -> usize {
+        if self.job.shared {
+            0
+        } else {
+            cell % self.fleet.len().max(1)
+        }
+    }
+
+    /// A flush, and then a look at all that was touched, on all connections.
+    fn settle(&mut self) -> Result<()> {
+        if self.is_over() {
+            return Ok(());
+        }
+        let touched: Vec<usize> = std::mem::take(&mut self.touched).into_iter().collect();
+        let mut script = Script::default();
+        if self.job.abilities.flush && self.job.abilities.writes {
+            if self.job.shared {
+                let slot = self.dice.index(self.fleet.len());
+                script.ask(slot, What::Flush);
+            } else {
+                (0..self.fleet.len()).for_each(|slot| {
+                    script.send(slot, What::Flush);
+                });
+                script.wait_all();
+            }
+        }
+        self.look_at(&touched, &mut script);
+        self.perform(script)
+    }
+
+    fn look_at(&self, cells: &[usize], script: &mut Script) {
+        let all = self.job.layout.cells();
+        let extents = cells.iter().filter_map(|&it| Some((it, *all.get(it)?)));
+        let look = |script: &mut Script, slot, extent: Extent| {
+            for request in self.job.layout.requests(extent) {
+                script.send(slot, What::Read(request));
+            }
+        };
+        for (number, extent) in extents {
+            if self.job.shared {
+                (0..self.fleet.len()).for_each(|slot| look(script, slot, extent));
+            } else {
+                look(script, self.keeper(number), extent);
+            }
+        }
+        script.wait_all();
+    }
+
+    // --- crashes ---
+
+    /// Has the server killed while everything goes on, and looks at what is left.
+    fn restart(&mut self) -> Result<()> {
+        let Some(mut restarts) = self.restarts.take() else {
+            return Ok(());
+        };
+        let restarted = self.restart_with(&mut restarts);
+        self.restarts = Some(restarts);
+        restarted
+    }
+
+    fn restart_with(&mut self, restarts: &mut Restarts) -> Result<()> {
+        self.fleet.dying = true;
+        restarts.begin()?;
+        while !restarts.is_over()? {
+            self.turn()?;
+            if self.is_over() {
+                // Whatever it is doing to the server, it is to be let finish.
+                while !restarts.is_over()? {
+                    std::thread::sleep(TICK);
+                }
+                return Ok(());
+            }
+        }
+        self.fleet.drain(LAST_WORDS)?;
+        self.abandon();
+        self.fleet.observer.record(&Event::Crash);
+        self.fleet.observer.record(&Event::Reopen);
+        self.fleet.dying = false;
+        self.job.progress.killed(restarts.done);
+        if self.is_over() {
+            return Ok(());
+        }
+        for slot in self.fleet.closed() {
+            self.fleet
+                .join(slot)
+                .context("the restart command has returned, but there is no server")?;
+        }
+        self.touched.clear();
+        let all: Vec<usize> = (0..self.job.layout.cells().len()).collect();
+        let mut script = Script::default();
+        self.look_at(&all, &mut script);
+        self.perform(script)
+    }
+
+    // --- the loop ---
+
+    /// One turn: what can be sent is sent, and what was answered is taken.
+    fn turn(&mut self) -> Result<()> {
+        let time = self.advance()?;
+        self.fleet.turn(time)?;
+        for (id, tag) in self.fleet.take_answered() {
+            if let Some(scene) = self.scenes.iter_mut().find(|it| it.id() == id) {
+                scene.answered(tag);
+            }
+        }
+        if let Some(why) = self.fleet.observer.failure() {
+            anyhow::bail!("{why}");
+        }
+        if !self.fleet.dying && !self.is_over() {
+            self.replace_lost()?;
+        }
+        let commands = self.fleet.observer.summary().commands;
+        self.job.progress.set(self.begun.elapsed(), commands);
+        Ok(())
+    }
+
+    /// Lets all scenes go on. How long may be waited then.
+    fn advance(&mut self) -> Result<Duration> {
+        let mut time = TICK;
+        let mut at = 0;
+        while let Some(scene) = self.scenes.get_mut(at) {
+            let advance = scene.advance(&mut self.fleet)?;
+            if advance.moved {
+                time = Duration::ZERO;
+            }
+            if let Some(until) = advance.until {
+                time = time.min(until.saturating_duration_since(Instant::now()));
+            }
+            if advance.over {
+                self.scenes.remove(at);
+            } else {
+                at += 1;
+            }
+        }
+        Ok(time)
+    }
+
+    /// Connections that the server has closed are opened again, if it is there.
+    fn replace_lost(&mut self) -> Result<()> {
+        for slot in self.fleet.closed() {
+            if self.scenes.iter().any(|scene| scene.has_closed(slot)) {
+                continue;
+            }
+            let why = self.fleet.lost.last().cloned().unwrap_or_default();
+            ensure!(
+                self.fleet.lost_count <= MOST_LOST,
+                "the server loses one connection after the other: {why}"
+            );
+            self.fleet.join(slot).with_context(|| {
+                format!("connection {slot} was lost ({why}), and the server is gone")
+            })?;
+        }
+        Ok(())
+    }
+}

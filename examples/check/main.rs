@@ -1,0 +1,283 @@
+//! Judges an NBD server: `check URI` finds out whether what it promises about flush, FUA and
+//! multi-conn is so; see `check --help`.
+//!
+//! With `--json FILE`, an object with the keys
+//!
+//! - `uri`, `export`, `size` in bytes, `flags` (words), `reply-style` (`simple`, `structured`,
+//!   `extended`), `block-sizes` (least, preferred, maximum payload), `lints` (`text`, `section` of
+//!   the protocol, `advice`: whether it is no more than that): what was announced;
+//! - `promise` (`multi-conn`, `single connection`), `read-only`, `connections`, `granule` (what
+//!   contents are told apart by, in bytes), `seed`: what was done;
+//! - `verdict`: `held`, `held so far` (a signal ended it), `broken`, or `unknown`, then with
+//!   `error`; `signal`; `seconds` that it took;
+//! - `counters`, and `played`: how often each kind of schedule was;
+//! - `violation`, or null: `kind` (`promise`, `image`: reads of what nobody modifies differ,
+//!   `protocol`: a bad reply), `text`, and of a promise `clause`, `offset`, `found` (the identity
+//!   of a content), `events` (their numbers, as in the record), and `steps` with `role`,
+//!   `connection`, `action`, `content`, `begun`, `ended` (numbers of events), `failed`, `fua`.
+
+mod contents;
+mod dice;
+mod empty;
+mod engine;
+mod fleet;
+mod image;
+mod latency;
+mod layout;
+mod observer;
+mod options;
+mod phase;
+mod progress;
+mod report;
+mod restart;
+mod scene;
+mod script;
+mod shapes;
+#[allow(dead_code, reason = "each program uses its part")]
+#[path = "../shared/mod.rs"]
+mod shared;
+#[allow(dead_code, reason = "each program uses its part")]
+#[path = "../shared/size.rs"]
+mod size;
+mod target;
+mod verdict;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nbd_proto::conformance::Initial;
+
+use contents::Pattern;
+use dice::Dice;
+use engine::{Engine, Job};
+use fleet::Fleet;
+use layout::Layout;
+use observer::Observer;
+use options::Options;
+use progress::Progress;
+use report::Setup;
+use restart::Restarts;
+use shared::connection::Connection;
+use shared::signals::Signals;
+use target::Target;
+use verdict::Verdict;
+
+/// The command line is wrong, or it could not be found out.
+const NO_VERDICT: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            say(&one_line(&error.render().to_string()));
+            return ExitCode::from(NO_VERDICT);
+        }
+        Err(help) => {
+            // If nobody reads it, nobody needs help.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    let signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("cannot listen to signals: {error}"));
+            return ExitCode::from(NO_VERDICT);
+        }
+    };
+    let status = check(&options, &signals).unwrap_or_else(|error| match signals.caught() {
+        Some(signal) => {
+            say("stopped by a signal before anything was checked");
+            // By convention, 128 and the number of the signal.
+            128_u8.saturating_add(signal)
+        }
+        None => {
+            say(&format!("{error:#}"));
+            NO_VERDICT
+        }
+    });
+    ExitCode::from(status)
+}
+
+/// One line on stderr. If that is closed there is nobody to tell.
+fn say(words: &str) {
+    let line = words.replace('\n', " ");
+    let _ = writeln!(io::stderr(), "check: {line}");
+}
+
+/// What is wrong with the command line, without what `--help` says as well.
+fn one_line(error: &str) -> String {
+    let error = error.strip_prefix("error: ").unwrap_or(error);
+    let words: Vec<_> = error
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .map(str::trim)
+        .collect();
+    format!("{}; see check --help", words.join(" "))
+}
+
+/// Judges a server.
+///
+/// # Errors
+///
+/// If nothing could be checked at all.
+fn check(options: &Options, signals: &Signals) -> Result<u8> {
+    let (target, mut first) = Target::find(options, signals)?;
+    let layout = layout_for(&target)?;
+    let empty = is_empty(options, &target, &mut first)?;
+    let seed = options.seed.unwrap_or_else(random);
+    let (mut observer, promise) = observe(&target, &layout, empty);
+    if let Some(path) = &options.record {
+        observer.record_to(path, layout.granule())?;
+    }
+    let shared = promise.is_multi_conn() || target.is_read_only();
+    let connections = gather(options, &target, &layout, first, shared);
+    let setup = Setup {
+        target: &target,
+        layout: &layout,
+        connections: connections.len(),
+        seed,
+    };
+    if !options.quiet {
+        tell(&setup.text());
+    }
+    let mut dice = Dice::new(seed);
+    // Not by the seed: what an earlier run has left is not to be taken for ours.
+    let pattern = (!target.is_read_only()).then(|| Pattern::new(random(), layout.granule()));
+    let fleet = Fleet::new(&target, connections, observer, pattern, layout.granule());
+    let restarts = options.restart_command.as_ref().map(|command| {
+        let (uri, timeout) = (target.uri().to_string(), target.timeout());
+        let (count, time) = (options.restarts, options.seconds());
+        Restarts::new(command, &uri, timeout, count, time, &mut dice)
+    });
+    let progress = Progress::new(options.seconds(), options.quiet);
+    let job = Job {
+        target: &target,
+        layout: &layout,
+        abilities: target.abilities(),
+        shared,
+        seconds: options.seconds(),
+        operations: options.operations,
+        seed: dice.next(),
+        progress: &progress,
+    };
+    let begun = Instant::now();
+    let mut engine = Engine::new(job, fleet, restarts);
+    let result = engine.run();
+    engine.fleet.observer.finish();
+    let result = match engine.fleet.observer.failure() {
+        Some(why) if result.is_ok() => Err(anyhow::anyhow!("{why}")),
+        _ => result,
+    };
+    progress.clear();
+    let mut verdict = Verdict::of(&engine, promise, result, signals.caught(), begun.elapsed());
+    verdict.check_substance(target.abilities());
+    conclude(options, &setup, &verdict)
+}
+
+/// Says what came of it, everywhere.
+fn conclude(options: &Options, setup: &Setup<'_>, verdict: &Verdict) -> Result<u8> {
+    tell(&verdict.to_string());
+    if let Some(path) = &options.json {
+        setup.write_json(path, verdict)?;
+    }
+    match (verdict.word(), &verdict.error) {
+        ("unknown", Some(why)) if verdict.signal.is_none() => say(why),
+        ("broken", _) => {}
+        _ if verdict.signal.is_some() => say("stopped by a signal"),
+        _ => {}
+    }
+    Ok(verdict.status())
+}
+
+/// If nobody reads it, the status still says what is most important.
+fn tell(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+fn layout_for(target: &Target<'_>) -> Result<Layout> {
+    let session = target.session();
+    let sizes = session.block_sizes();
+    Layout::new(
+        session.size(),
+        sizes.minimum().into(),
+        sizes.max_payload().into(),
+    )
+    .with_context(|| {
+        format!(
+            "{}: the export is too small to be checked: {} bytes",
+            target.uri(),
+            session.size()
+        )
+    })
+}
+
+/// Whether there is nothing but zeroes; if there is something, it has to be allowed to lose it.
+fn is_empty(options: &Options, target: &Target<'_>, first: &mut Connection) -> Result<bool> {
+    if target.is_read_only() || options.yes {
+        return Ok(false);
+    }
+    let found = empty::first_data(first, target.signals());
+    let found = found.with_context(|| format!("{}: cannot see if it is empty", target.uri()))?;
+    if let Some(offset) = found {
+        bail!(
+            "{}: there is data at offset {offset}, and checking would overwrite what is there; \
+             if nobody needs it, say so with --yes",
+            target.uri()
+        );
+    }
+    Ok(true)
+}
+
+fn observe(
+    target: &Target<'_>,
+    layout: &Layout,
+    empty: bool,
+) -> (Observer, nbd_proto::conformance::Promise) {
+    let initial = if empty {
+        Initial::Zeroes
+    } else {
+        Initial::Unknown
+    };
+    let promise = target.promise(initial);
+    let observer = Observer::new(promise, layout.granule(), target.is_read_only());
+    (observer, promise)
+}
+
+/// As many connections as are wanted, or can be had, or have something to do.
+fn gather(
+    options: &Options,
+    target: &Target<'_>,
+    layout: &Layout,
+    first: Connection,
+    shared: bool,
+) -> Vec<Connection> {
+    let most = if shared {
+        usize::MAX
+    } else {
+        layout.cells().len()
+    };
+    let wanted = usize::try_from(options.connections).unwrap_or(1).min(most);
+    let mut connections = vec![first];
+    while connections.len() < wanted && !target.is_stopped() {
+        match target.open_another() {
+            Ok(connection) => connections.push(connection),
+            Err(error) => {
+                let count = connections.len();
+                say(&format!("going on with {count} connections: {error:#}"));
+                break;
+            }
+        }
+    }
+    connections
+}
+
+/// A number that nobody has chosen.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
