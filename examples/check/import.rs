@@ -2,7 +2,7 @@
 //!
 //! | form | what it is | what can be judged |
 //! |---|---|---|
-//! | `text` | the [library's own](nbd_proto::conformance::History) | all of the promise |
+//! | `text` | [the library's own](text) | all of the promise |
 //! | `json` | one JSON object a line, [described here](json) | all of the promise |
 //! | `nbdkit-log` | what nbdkit's log filter writes | [whether what was answered was flushed](nbdkit) |
 //!
@@ -23,7 +23,7 @@ pub(crate) mod layers;
 mod lines;
 pub(crate) mod nbdkit;
 mod report;
-mod text;
+pub(crate) mod text;
 mod uncovered;
 
 use std::fmt;
@@ -45,16 +45,25 @@ pub(crate) struct ImportOptions {
     /// no contents: with one log filter it only shows what was never flushed, with a second one
     /// below the filters in question (`--filter=log --filter=multi-conn --filter=log`) it shows
     /// whether each flush reached all that it has to
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "uri", "connections", "seconds", "operations", "seed", "restart_command", "read_only",
+        "record", "yes", "tls_ca", "timeout",
+    ])]
     pub(crate) import: Option<PathBuf>,
 
     /// The form of the file; without it, its first line tells
-    #[arg(long, value_enum, requires = "import")]
+    #[arg(long, value_enum, requires = "import", conflicts_with = "uri")]
     pub(crate) format: Option<Format>,
 
     /// What the server had promised, where the file does not say: multi-conn (a flush is for all
     /// connections; the default) or single-connection (for its own)
-    #[arg(long, value_enum, value_name = "PROMISE", requires = "import")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PROMISE",
+        requires = "import",
+        conflicts_with = "uri"
+    )]
     pub(crate) promise: Option<Promised>,
 }
 
@@ -258,7 +267,7 @@ pub(crate) fn judge(input: impl BufRead, options: &ImportOptions) -> Result<Impo
     };
     let promised = options.promise;
     match format {
-        Format::Text => text::judge(lines, promised.unwrap_or_default()).map(Imported::Judged),
+        Format::Text => text::judge(lines, promised).map(Imported::Judged),
         Format::Json => json::judge(lines, promised).map(Imported::Judged),
         Format::NbdkitLog => nbdkit::judge(lines, promised.unwrap_or_default()),
     }

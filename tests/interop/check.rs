@@ -18,7 +18,6 @@ use std::process::Command;
 
 use crate::process::{Finished, run};
 use crate::programs::example;
-use crate::server::Server;
 use crate::settings::seed;
 
 use peer::Peer;
@@ -26,10 +25,7 @@ use peer::Peer;
 /// What breaks a promise is caught long before.
 const PATIENCE: u32 = 40;
 
-const ONE_FREEDOM: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/interop/one_freedom.py"
-);
+const ONE_FREEDOM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/one_freedom.py");
 const CACHE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/tests/interop/per_connection_cache.py"
@@ -75,7 +71,8 @@ impl Run {
             assert_eq!(finished.status.code(), Some(1), "{finished}");
             let said = &finished.stdout;
             assert!(said.contains("BROKEN"), "{finished}");
-            let named = |clause: &&str| said.contains(&format!("promise of multi-conn: {clause}\n"));
+            let named =
+                |clause: &&str| said.contains(&format!("promise of multi-conn: {clause}\n"));
             assert!(clauses.iter().any(named), "not {clauses:?}: {finished}");
             for word in ["\n  event  ", "┌ write", "┌ read", "└ found"] {
                 assert!(said.contains(word), "{word:?} is missing: {finished}");
@@ -193,7 +190,14 @@ fn a_record_as_json_lines_has_the_same_verdict() {
     let record_path = record.to_str().unwrap();
     let peer = Peer::serve_over_image(&["--cache", "--multi-conn", "unsafe"]);
     let mut command = Command::new(example("check"));
-    command.args([peer.uri(), "--yes", "--seconds", "40", "--record", record_path]);
+    command.args([
+        peer.uri(),
+        "--yes",
+        "--seconds",
+        "40",
+        "--record",
+        record_path,
+    ]);
     assert_eq!(run(&mut command).status.code(), Some(1));
     let first = fs::read_to_string(&record).unwrap();
     assert!(first.starts_with("{\"granule\":"), "{first}");
@@ -213,9 +217,4 @@ fn a_file_that_is_no_history_is_no_verdict() {
     let imported = import(&dir.path().join("absent"), &[]);
     assert_eq!(imported.status.code(), Some(2), "{imported}");
     assert!(imported.stderr.contains("absent"), "{imported}");
-}
-
-/// What serves a URI, so that it can be named in a test.
-fn nbdkit(arguments: &[&str]) -> Server {
-    Server::nbdkit(arguments)
 }

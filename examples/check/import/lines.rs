@@ -13,7 +13,13 @@ pub(super) struct Lines<R> {
     number: u64,
     /// Whether the line was looked at, and has to come again.
     held: bool,
+    /// The comments before the first line with words.
+    remarks: Vec<String>,
 }
+
+/// Comments that are remembered, and their length.
+const REMARKS: usize = 16;
+const REMARK_BYTES: usize = 256;
 
 impl<R: BufRead> Lines<R> {
     pub(super) const fn new(input: R) -> Self {
@@ -22,6 +28,7 @@ impl<R: BufRead> Lines<R> {
             line: Vec::new(),
             number: 0,
             held: false,
+            remarks: Vec::new(),
         }
     }
 
@@ -39,15 +46,25 @@ impl<R: BufRead> Lines<R> {
     /// Looks at the next line that has more than blanks and a comment. It comes again.
     pub(super) fn next_with_words(&mut self) -> Result<Option<(u64, &str)>, ImportError> {
         loop {
-            match self.next()? {
+            let remark = match self.next()? {
                 None => return Ok(None),
-                Some((_, line)) if without_comment(line).is_empty() => {}
+                Some((_, line)) if without_comment(line).is_empty() => {
+                    line.split_once("//").map(|(_, it)| it.trim().to_owned())
+                }
                 Some(_) => break,
-            }
+            };
+            let short = remark.filter(|it| it.len() <= REMARK_BYTES);
+            let room = REMARKS.saturating_sub(self.remarks.len());
+            self.remarks.extend(short.into_iter().take(room));
         }
         self.held = true;
         let line = str::from_utf8(&self.line).unwrap_or_default();
         Ok(Some((self.number, line.trim())))
+    }
+
+    /// The comments before the first line with words.
+    pub(super) fn remarks(&self) -> impl Iterator<Item = &str> {
+        self.remarks.iter().map(String::as_str)
     }
 
     /// Whether the last line had no end: who wrote it may not have finished.

@@ -8,16 +8,13 @@ use serde_json::{Value, json};
 use super::layers::{Broken, Layers, Lines, Unflushed};
 use super::nbdkit::Log;
 use super::uncovered::{Example, Totals, Why};
-use super::{Imported, Judged};
+use super::{Imported, Judged, Verdict};
 
 impl fmt::Display for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.verdict();
         match self {
-            Self::Judged(it) => {
-                judged(it, f)?;
-                writeln!(f, "{verdict}: {}", of_judged(it))
-            }
+            Self::Judged(it) => judged(it, f),
             Self::Log(it) => {
                 log(it, f)?;
                 writeln!(
@@ -36,25 +33,26 @@ impl fmt::Display for Imported {
 }
 
 fn judged(judged: &Judged, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match &judged.violation {
+        Some(found) => {
+            let violation = found.violation.to_string();
+            writeln!(f, "{}: {}", Verdict::Broken, violation.trim_end())?;
+            write!(f, "found at line {}, within ", found.line)?;
+        }
+        None => write!(
+            f,
+            "{}: nothing contradicts the promise of {} in ",
+            Verdict::Held,
+            judged.header.promised
+        )?,
+    }
     let it = judged.summary;
     writeln!(
         f,
-        "{} events: {} commands succeeded, {} of them flushes, {} failed; {} blocks were read, and \
-         {} crashes survived",
-        it.events, it.commands, it.flushes, it.failed, it.blocks_read, it.crashes
-    )?;
-    match &judged.violation {
-        Some(found) => writeln!(f, "\nline {}: {}", found.line, found.violation),
-        None => Ok(()),
-    }
-}
-
-fn of_judged(judged: &Judged) -> String {
-    let promised = judged.header.promised;
-    match judged.violation {
-        Some(_) => format!("this is no history of a server that keeps the promise of {promised}"),
-        None => format!("nothing in this history contradicts the promise of {promised}"),
-    }
+        "{} events: {} operations, {} flushes, {} crashes, {} blocks read and compared, {} \
+         commands failed",
+        it.events, it.commands, it.flushes, it.crashes, it.blocks_read, it.failed
+    )
 }
 
 fn log(log: &Log, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -225,9 +223,9 @@ impl Imported {
     /// For programs.
     pub(crate) fn to_json(&self) -> Value {
         let verdict = match self.verdict() {
-            super::Verdict::Held => "held",
-            super::Verdict::Broken => "broken",
-            super::Verdict::None => "none",
+            Verdict::Held => "held",
+            Verdict::Broken => "broken",
+            Verdict::None => "none",
         };
         match self {
             Self::Judged(it) => json!({

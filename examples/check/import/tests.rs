@@ -101,6 +101,30 @@ fn what_was_not_promised_is_not_demanded() {
 }
 
 #[test]
+fn two_remarks_of_a_text_are_part_of_its_promise() {
+    let header = |promised, initial| {
+        let mut header = Header::new(4096, promised);
+        header.initial = initial;
+        let mut text = Vec::new();
+        super::text::write_header(&mut text, &header).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(judged(&text).header, header);
+        STALE.replace("granule 4096\n", &text)
+    };
+    let text = header(Promised::MultiConn, Initial::Zeroes);
+    assert_eq!(read(text).unwrap().verdict(), Verdict::Broken);
+    let text = header(Promised::SingleConnection, Initial::Zeroes);
+    assert_eq!(read(text).unwrap().verdict(), Verdict::Held);
+    // Zeroes were there before anything was written.
+    let nothing = "c2 read #1 0+4096\nc2 data #1 =7\n";
+    let text = header(Promised::MultiConn, Initial::Unknown);
+    let text = text.split("c0").next().unwrap().to_owned() + nothing;
+    assert_eq!(read(&text).unwrap().verdict(), Verdict::Held);
+    let text = text.replace("initial: unknown", "initially: unknown");
+    assert_eq!(read(text).unwrap().verdict(), Verdict::Broken);
+}
+
+#[test]
 fn the_header_may_take_parts_of_the_promise_back() {
     let header = |text| json::parse_header(text, None);
     let plain = header(r#"{"granule": 512}"#).unwrap();

@@ -93,7 +93,11 @@ fn loses(peer: Peer) {
     let _busy = whole_machine();
     let run = Executioner::of(peer).check(seed(), PATIENCE, PATIENCE);
     run.broken(&["durability"]);
-    assert!(run.finished.stdout.contains("*** crash"), "{}", run.finished);
+    assert!(
+        run.finished.stdout.contains("*** crash"),
+        "{}",
+        run.finished
+    );
 }
 
 #[test]
@@ -108,12 +112,20 @@ fn serve_with_caches_survives() {
 
 #[test]
 fn serve_with_caches_that_writes_through_survives() {
-    survives(Peer::serve_over_image(&["--cache", "--acknowledge", "write-through"]));
+    survives(Peer::serve_over_image(&[
+        "--cache",
+        "--acknowledge",
+        "write-through",
+    ]));
 }
 
 #[test]
 fn serve_with_caches_that_answers_early_survives() {
-    survives(Peer::serve_over_image(&["--cache", "--acknowledge", "on-receipt"]));
+    survives(Peer::serve_over_image(&[
+        "--cache",
+        "--acknowledge",
+        "on-receipt",
+    ]));
 }
 
 #[test]
@@ -133,7 +145,11 @@ fn one_cache_that_is_flushed_survives() {
 
 #[test]
 fn serve_that_ignores_flush_is_found_out() {
-    loses(Peer::serve_over_image(&["--cache", "--acknowledge", "ignore-flush"]));
+    loses(Peer::serve_over_image(&[
+        "--cache",
+        "--acknowledge",
+        "ignore-flush",
+    ]));
 }
 
 #[test]

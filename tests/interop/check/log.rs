@@ -11,7 +11,7 @@ fn one_log_filter_shows_all_that_was_done_and_gives_no_verdict() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let logfile = format!("logfile={}", log.display());
-    let mut peer = Peer::nbdkit_over_image(
+    let peer = Peer::nbdkit_over_image(
         &["--filter=log", "--filter=nozero", "python", ONE_FREEDOM],
         &[&logfile],
     );
@@ -35,8 +35,14 @@ fn two_log_filters_show_a_flush_that_was_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let logfile = format!("logfile={}", log.display());
-    let mut peer = Peer::nbdkit_over_image(
-        &["--filter=log", "--filter=multi-conn", "--filter=log", "python", ONE_FREEDOM],
+    let peer = Peer::nbdkit_over_image(
+        &[
+            "--filter=log",
+            "--filter=multi-conn",
+            "--filter=log",
+            "python",
+            ONE_FREEDOM,
+        ],
         &["write=10", &logfile],
     );
     check(peer.uri(), seed(), super::PATIENCE, &[]).broken(&["visibility"]);
@@ -44,5 +50,8 @@ fn two_log_filters_show_a_flush_that_was_left_out() {
     let imported = import(&log, &[]);
     assert_eq!(imported.status.code(), Some(1), "{imported}");
     assert!(imported.stdout.contains("BROKEN"), "{imported}");
-    assert!(imported.stdout.contains("no flush of connection"), "{imported}");
+    assert!(
+        imported.stdout.contains("no flush of connection"),
+        "{imported}"
+    );
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::{Process, SOON, peer};
@@ -112,6 +113,16 @@ impl Peer {
 
     pub(super) fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// Ends it, so that it finishes what it writes.
+    pub(super) fn end(mut self) {
+        self.process.signal(Signal::TERM);
+        let deadline = Instant::now() + SOON;
+        while self.process.ended().is_none() {
+            assert!(Instant::now() < deadline, "the server does not end");
+            thread::sleep(Duration::from_millis(3));
+        }
     }
 
     /// Ends it as a power cut would, and starts it again.
