@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | `text` | [the library's own](text) | all of the promise |
 //! | `json` | one JSON object a line, [described here](json) | all of the promise |
-//! | `nbdkit-log` | what nbdkit's log filter writes | [whether what was answered was flushed](nbdkit) |
+//! | `nbdkit-log` | what nbdkit's log filter writes | nothing; [what was never flushed](nbdkit) is told |
+//! | `nbdkit-log-pair` | the same, with a second one [below others](layers) | whether flushes reach all that they have to |
 //!
-//! The form is recognised by the first line. A file is read line by line, and may be longer than
+//! The form is recognised by the first lines. A file is read line by line, and may be longer than
 //! memory: what is remembered depends on how much of the export is in use. Whatever its bytes are,
 //! it is judged, or refused with the number of the line that cannot be.
 //!
@@ -51,7 +52,7 @@ pub(crate) struct ImportOptions {
     ])]
     pub(crate) import: Option<PathBuf>,
 
-    /// The form of the file; without it, its first line tells
+    /// The form of the file; without it, its first lines tell
     #[arg(long, value_enum, requires = "import", conflicts_with = "uri")]
     pub(crate) format: Option<Format>,
 
@@ -72,7 +73,13 @@ pub(crate) struct ImportOptions {
 pub(crate) enum Format {
     Text,
     Json,
+    /// As many log filters as it looks like.
+    #[value(skip)]
+    NbdkitLogs,
+    /// Of one log filter.
     NbdkitLog,
+    /// Of two log filters, one above and one below others.
+    NbdkitLogPair,
 }
 
 /// Whose commands a flush is for.
@@ -269,7 +276,14 @@ pub(crate) fn judge(input: impl BufRead, options: &ImportOptions) -> Result<Impo
     match format {
         Format::Text => text::judge(lines, promised).map(Imported::Judged),
         Format::Json => json::judge(lines, promised).map(Imported::Judged),
-        Format::NbdkitLog => nbdkit::judge(lines, promised.unwrap_or_default()),
+        Format::NbdkitLogs | Format::NbdkitLog | Format::NbdkitLogPair => {
+            let filters = match format {
+                Format::NbdkitLog => nbdkit::Filters::One,
+                Format::NbdkitLogPair => nbdkit::Filters::Two,
+                _ => nbdkit::Filters::Any,
+            };
+            nbdkit::judge(lines, filters, promised.unwrap_or_default())
+        }
     }
 }
 
@@ -280,7 +294,7 @@ fn recognise(first: &str) -> Option<Format> {
     if first.starts_with("granule") {
         return Some(Format::Text);
     }
-    nbdkit::has_time(first).then_some(Format::NbdkitLog)
+    nbdkit::has_time(first).then_some(Format::NbdkitLogs)
 }
 
 #[cfg(test)]

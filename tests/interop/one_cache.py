@@ -2,10 +2,11 @@
 # writes it out, so multi-conn is promised. With deaf=1 a flush does nothing, and says that it
 # succeeded: as long as the server lives nobody sees a difference.
 #
-# Parameters: image=PATH, deaf=0|1.
+# Parameters: image=PATH, deaf=0|1, write=MS to hold writes back.
 
 import os
 import threading
+import time
 
 import nbdkit
 
@@ -14,16 +15,19 @@ PAGE = 4096
 
 image = None
 deaf = False
+held = 0.0
 lock = threading.Lock()
 pages = {}
 
 
 def config(key, value):
-    global image, deaf
+    global image, deaf, held
     if key == "image":
         image = os.open(value, os.O_RDWR)
     elif key == "deaf":
         deaf = value != "0"
+    elif key == "write":
+        held = float(value) / 1000
     else:
         raise ValueError(key)
 
@@ -67,6 +71,7 @@ def pread(_, buf, offset, flags):
 
 
 def pwrite(_, buf, offset, flags):
+    time.sleep(held)
     at = 0
     with lock:
         for number, start, count in pieces(offset, len(buf)):

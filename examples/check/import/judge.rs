@@ -9,18 +9,30 @@ use super::{Header, LineError};
 /// Blocks that the checker keeps together: it takes memory for all of them if one is written to.
 const PAGE: u64 = 256;
 
-/// Pages that may be written to: 2^25 blocks, or 128 GiB of 4 KiB each. They take about 1 GiB.
-const MOST_PAGES: usize = 1 << 17;
+/// How much may be remembered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Pages that may be written to.
+    pub(super) pages: usize,
+    /// Things that reads may find, and commands in flight.
+    pub(super) remembered: usize,
+    /// How many more of these there may be before they are counted.
+    pub(super) uncounted: u64,
+}
 
-/// Things that reads may find, and commands in flight. They take about 1 GiB.
-const MOST_REMEMBERED: usize = 1 << 23;
-
-/// How many more there may be before they are counted.
-const COUNT_AFTER: u64 = 1 << 20;
+impl Limits {
+    /// 2^25 blocks, or 128 GiB of 4 KiB each, take about 1 GiB; and what reads may find as much.
+    pub(super) const DEFAULT: Self = Self {
+        pages: 1 << 17,
+        remembered: 1 << 23,
+        uncounted: 1 << 20,
+    };
+}
 
 pub(super) struct Judge {
     checker: Checker,
     granule: u64,
+    limits: Limits,
     pages: HashSet<u64>,
     uncounted: u64,
     count_after: u64,
@@ -28,12 +40,17 @@ pub(super) struct Judge {
 
 impl Judge {
     pub(super) fn new(header: &Header) -> Self {
+        Self::with_limits(header, Limits::DEFAULT)
+    }
+
+    pub(super) fn with_limits(header: &Header, limits: Limits) -> Self {
         Self {
+            limits,
             checker: Checker::new(header.promise(), header.granule),
             granule: header.granule,
             pages: HashSet::new(),
             uncounted: 0,
-            count_after: COUNT_AFTER,
+            count_after: limits.uncounted,
         }
     }
 
@@ -60,18 +77,18 @@ impl Judge {
             let last = first.saturating_add(blocks.saturating_sub(1));
             self.pages.extend(first / PAGE..=last / PAGE);
         }
-        if self.pages.len() > MOST_PAGES {
+        if self.pages.len() > self.limits.pages {
             return Err(LineError::TooMuch("too many blocks are written to"));
         }
         self.uncounted = self.uncounted.saturating_add(blocks.max(1));
         if self.uncounted > self.count_after {
             let remembered = self.checker.remembered();
-            if remembered > MOST_REMEMBERED {
+            if remembered > self.limits.remembered {
                 return Err(LineError::TooMuch("too much may still be found by reads"));
             }
             self.uncounted = 0;
             // To count takes as long as there is something to count.
-            self.count_after = COUNT_AFTER.max(remembered as u64 / 2);
+            self.count_after = self.limits.uncounted.max(remembered as u64 / 2);
         }
         Ok(())
     }

@@ -196,7 +196,7 @@ impl Follow {
                 Some(&above) => self.return_below((connection, id), above, succeeded, line)?,
                 None => return self.return_above((connection, id), told, succeeded),
             },
-            Entry::Fork | Entry::Other => {}
+            Entry::Fork | Entry::Preconnect { .. } | Entry::Other => {}
         }
         Ok(None)
     }

@@ -60,8 +60,12 @@ pub(crate) struct Tally {
 pub(super) enum Entry {
     /// The server was started.
     Ready,
-    /// The process that serves was started: each log filter says so.
+    /// The server went into the background: each log filter says so. In the foreground none does.
     Fork,
+    /// Somebody connects: each log filter asks what is below it, and is answered.
+    Preconnect {
+        returns: bool,
+    },
     Connect {
         connection: u64,
         size: Option<u64>,
@@ -150,6 +154,7 @@ pub(super) fn parse(line: &str) -> Result<Entry, LineError> {
         ("", _) => Err(LINE),
         ("Ready", None) => Ok(Entry::Ready),
         ("Fork", None) => Ok(Entry::Fork),
+        ("Preconnect", None) => Ok(Entry::Preconnect { returns }),
         (_, None) => Ok(Entry::Other),
         ("Connect", Some(connection)) => Ok(Entry::Connect {
             connection,
@@ -381,7 +386,7 @@ impl<R: BufRead> Entries<R> {
                 }
                 return Ok(Some(call));
             }
-            Entry::Fork | Entry::Other => {}
+            Entry::Fork | Entry::Preconnect { .. } | Entry::Other => {}
         }
         Ok(None)
     }
@@ -402,33 +407,79 @@ impl<R: BufRead> Entries<R> {
     }
 }
 
+/// How many log filters there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filters {
+    One,
+    Two,
+    /// As many as it looks like.
+    Any,
+}
+
 pub(super) fn judge<R: BufRead>(
     lines: Lines<R>,
+    filters: Filters,
     promised: Promised,
 ) -> Result<Imported, ImportError> {
     let mut entries = Entries::new(lines);
-    let mut filters = 0;
+    let mut seen = Seen::default();
     // Before anybody connects, each log filter has told that it is there.
     while let Some(told) = entries.next()? {
-        match told.entry {
-            Entry::Fork => filters += 1,
-            Entry::Connect { .. } if filters == 2 => {
-                return layers::judge(entries, told, promised).map(Imported::Layers);
-            }
-            Entry::Connect { .. } if filters > 2 => {
-                let why = LineError::ImpossibleLog("there are more than two log filters");
-                return Err(why.at(told.line));
-            }
-            Entry::Connect { .. } => return report(entries, told).map(Imported::Log),
-            Entry::Ready => filters = 0,
-            _ => {}
-        }
+        seen.add(&told.entry);
+        let Entry::Connect { .. } = told.entry else {
+            continue;
+        };
+        let two = match filters {
+            Filters::One => false,
+            Filters::Two => true,
+            Filters::Any => seen.filters().map_err(|why| why.at(told.line))? == 2,
+        };
+        return if two {
+            layers::judge(entries, told, promised).map(Imported::Layers)
+        } else {
+            report(entries, told).map(Imported::Log)
+        };
     }
     let log = Log {
         tally: entries.into_tally(),
         ..Log::default()
     };
     Ok(Imported::Log(log))
+}
+
+/// What shows how many log filters there are.
+#[derive(Default)]
+struct Seen {
+    forks: u32,
+    /// Of the first one to connect: questions before the first answer.
+    questions: u32,
+    answered: bool,
+}
+
+impl Seen {
+    fn add(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Ready => *self = Self::default(),
+            Entry::Fork => self.forks = self.forks.saturating_add(1),
+            Entry::Preconnect { returns: true } => self.answered = true,
+            Entry::Preconnect { returns: false } if !self.answered => {
+                self.questions = self.questions.saturating_add(1);
+            }
+            _ => {}
+        }
+    }
+
+    /// Several clients that come first at the same moment are as many questions, so those count
+    /// only where there is nothing better.
+    fn filters(&self) -> Result<u32, LineError> {
+        match (self.forks, self.questions) {
+            (0, 0) => Ok(1),
+            (0, many @ 1..=2) | (many @ 1..=2, _) => Ok(many),
+            _ => Err(LineError::ImpossibleLog(
+                "there are more than two log filters; say --format if there are not",
+            )),
+        }
+    }
 }
 
 fn report<R: BufRead>(mut entries: Entries<R>, first: Told) -> Result<Log, ImportError> {
@@ -470,7 +521,7 @@ fn follow(coverage: &mut Coverage, told: &Told) -> Result<(), LineError> {
             id,
             succeeded,
         } => coverage.answered((connection, id), succeeded, line)?,
-        Entry::Fork | Entry::Other => {}
+        Entry::Fork | Entry::Preconnect { .. } | Entry::Other => {}
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::peer::Peer;
 use super::{PATIENCE, check};
-use crate::settings::{check_kills, seed, whole_machine};
+use crate::settings::{check_kills, seed};
 
 const ONE_CACHE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/one_cache.py");
 
@@ -53,7 +53,6 @@ impl Executioner {
         }
     }
 
-    /// So many kills; a second for each is enough, for a good server.
     fn check(&self, seed: u64, seconds: u32, kills: u32) -> super::Run {
         let kills = kills.to_string();
         let more = ["--restart-command", &self.command, "--restarts", &kills];
@@ -79,25 +78,26 @@ impl Drop for Executioner {
 
 #[track_caller]
 fn survives(peer: Peer) {
-    let _busy = whole_machine();
     let kills = check_kills();
-    let run = Executioner::of(peer).check(seed(), kills, kills);
+    let run = Executioner::of(peer).check(seed(), kills + kills / 4 + 1, kills);
     run.held();
-    let survived = format!(" {kills} crashes survived");
-    assert!(run.imported.stdout.contains(&survived), "{}", run.imported);
+    // The last kill may come too late for what is left to be looked at.
+    let enough = kills.saturating_sub(1).max(1)..=kills;
+    let mut looked_at = enough.map(|it| format!(" {it} crashes,"));
+    let said = &run.imported.stdout;
+    assert!(looked_at.any(|it| said.contains(&it)), "{}", run.imported);
 }
 
-/// The clause of durability, which nothing but a crash can break.
+/// The clause of durability, which nothing but a crash can break. These servers are slow, so that
+/// there is not so much between what was lost and the crash that nobody remembers what it was.
 #[track_caller]
 fn loses(peer: Peer) {
-    let _busy = whole_machine();
     let run = Executioner::of(peer).check(seed(), PATIENCE, PATIENCE);
     run.broken(&["durability"]);
-    assert!(
-        run.finished.stdout.contains("*** crash"),
-        "{}",
-        run.finished
-    );
+    let said = &run.finished.stdout;
+    for word in ["┌ write", "┌ flush", "*** crash"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
 }
 
 #[test]
@@ -149,10 +149,23 @@ fn serve_that_ignores_flush_is_found_out() {
         "--cache",
         "--acknowledge",
         "ignore-flush",
+        "--delay-write",
+        "5",
     ]));
 }
 
 #[test]
 fn one_cache_that_ignores_flush_is_found_out() {
-    loses(Peer::nbdkit_over_image(&["python", ONE_CACHE], &["deaf=1"]));
+    loses(Peer::nbdkit_over_image(
+        &["python", ONE_CACHE],
+        &["deaf=1", "write=5"],
+    ));
+}
+
+/// There may be a loss before a kill shows one, or a read that has found it out.
+#[test]
+fn serve_that_only_claims_multi_conn_is_found_out() {
+    let peer = Peer::serve_over_image(&["--cache", "--multi-conn", "unsafe"]);
+    let run = Executioner::of(peer).check(seed(), PATIENCE, PATIENCE);
+    run.broken(&["durability", "visibility", "visibility of FUA", "one order"]);
 }
