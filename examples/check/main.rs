@@ -56,7 +56,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use nbd_proto::conformance::Initial;
+use nbd_proto::conformance::{Initial, Promise};
+use nbd_proto::multiplex::Mismatch;
 
 use contents::Pattern;
 use dice::Dice;
@@ -150,7 +151,7 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
         observer.record_to(path, &header(promise, &layout, empty))?;
     }
     let shared = promise.is_multi_conn() || target.is_read_only();
-    let connections = gather(options, &target, &layout, first, shared);
+    let connections = gather(options, &target, &layout, first, shared)?;
     let setup = Setup {
         target: &target,
         layout: &layout,
@@ -266,11 +267,7 @@ fn is_empty(options: &Options, target: &Target<'_>, first: &mut Connection) -> R
     Ok(true)
 }
 
-fn observe(
-    target: &Target<'_>,
-    layout: &Layout,
-    empty: bool,
-) -> (Observer, nbd_proto::conformance::Promise) {
+fn observe(target: &Target<'_>, layout: &Layout, empty: bool) -> (Observer, Promise) {
     let initial = if empty {
         Initial::Zeroes
     } else {
@@ -296,13 +293,17 @@ const fn header(promise: nbd_proto::conformance::Promise, layout: &Layout, empty
 }
 
 /// As many connections as are wanted, or can be had, or have something to do.
+///
+/// # Errors
+///
+/// If they do not get the same thing.
 fn gather(
     options: &Options,
     target: &Target<'_>,
     layout: &Layout,
     first: Connection,
     shared: bool,
-) -> Vec<Connection> {
+) -> Result<Vec<Connection>> {
     let most = if shared {
         usize::MAX
     } else {
@@ -313,6 +314,7 @@ fn gather(
     while connections.len() < wanted && !target.is_stopped() {
         match target.open_another() {
             Ok(connection) => connections.push(connection),
+            Err(error) if error.is::<Mismatch>() => return Err(error),
             Err(error) => {
                 let count = connections.len();
                 say(&format!("going on with {count} connections: {error:#}"));
@@ -320,7 +322,7 @@ fn gather(
             }
         }
     }
-    connections
+    Ok(connections)
 }
 
 /// A number that nobody has chosen.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nbd_proto::conformance::{Initial, Promise};
 use nbd_proto::multiplex::{Caution, Intent, Plan, Scope, Use, plan};
 use nbd_proto::session::{Lint, Session};
@@ -74,17 +74,17 @@ impl<'a> Target<'a> {
     ///
     /// # Errors
     ///
-    /// Also if something else is found there than on the first connection.
+    /// Also if something else is found there than on the first connection, as a
+    /// [`Mismatch`](nbd_proto::multiplex::Mismatch).
     pub(crate) fn open_another(&self) -> Result<Connection> {
         let timeout = self.timeout.min(PATIENCE);
         let mut connection = open(&self.uri, self.tls.as_ref(), timeout, self.signals)?;
         connection.set_timeout(self.timeout);
-        if let Err(mismatch) = self.plan.check(connection.session()) {
-            bail!(
-                "{}: connections to one export have to get the same: {mismatch}",
-                self.uri
-            );
-        }
+        let same = self.plan.check(connection.session());
+        same.with_context(|| {
+            let uri = &self.uri;
+            format!("{uri}: connections to one export have to get the same")
+        })?;
         Ok(connection)
     }
 
