@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nbd_proto::conformance;
 use nbd_proto::wire::CommandType;
 use rustix::event::{PollFd, PollFlags};
 
@@ -34,6 +35,25 @@ pub(crate) fn first_data(connection: &mut Connection, signals: &Signals) -> Resu
             return Ok(Some(data));
         }
         at = end;
+    }
+    Ok(None)
+}
+
+/// The same for a few places, all of which are read.
+///
+/// # Errors
+///
+/// If one cannot be read, or a signal came.
+pub(crate) fn first_data_of(
+    connection: &mut Connection,
+    places: &[conformance::Extent],
+    signals: &Signals,
+) -> Result<Option<u64>> {
+    for place in places {
+        let end = place.offset + place.length;
+        if let Some(data) = data_in(connection, place.offset, end, signals)? {
+            return Ok(Some(data));
+        }
     }
     Ok(None)
 }

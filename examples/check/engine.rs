@@ -100,7 +100,10 @@ impl<'a> Engine<'a> {
     /// Waits for what is in flight: to some servers a client that leaves before does harm.
     fn finish(&mut self) -> Result<()> {
         let give_up = Instant::now() + GRACE;
-        while !self.fleet.is_idle() && !(self.is_over() && give_up <= Instant::now()) {
+        while !self.fleet.is_idle() {
+            if self.is_over() && give_up <= Instant::now() {
+                break;
+            }
             self.fleet.turn(TICK)?;
         }
         self.fleet.close();

@@ -144,7 +144,7 @@ fn one_line(error: &str) -> String {
 fn check(options: &Options, signals: &Signals) -> Result<u8> {
     let (target, mut first) = Target::find(options, signals)?;
     let layout = layout_for(&target)?;
-    let empty = is_empty(options, &target, &mut first)?;
+    let empty = is_empty(options, &target, &layout, &mut first)?;
     let seed = options.seed.unwrap_or_else(random);
     let (mut observer, promise) = observe(&target, &layout, empty);
     if let Some(path) = &options.record {
@@ -250,14 +250,28 @@ fn layout_for(target: &Target<'_>) -> Result<Layout> {
     })
 }
 
-/// Whether there is nothing but zeroes; if there is something, it has to be allowed to lose it.
-fn is_empty(options: &Options, target: &Target<'_>, first: &mut Connection) -> Result<bool> {
-    if target.is_read_only() || options.yes {
+/// Whether there is nothing but zeroes where it will be written to; if there is something anywhere,
+/// it has to be allowed to lose it.
+fn is_empty(
+    options: &Options,
+    target: &Target<'_>,
+    layout: &Layout,
+    first: &mut Connection,
+) -> Result<bool> {
+    if target.is_read_only() {
         return Ok(false);
     }
-    let found = empty::first_data(first, target.signals());
+    let signals = target.signals();
+    let found = if options.yes {
+        empty::first_data_of(first, layout.cells(), signals)
+    } else {
+        empty::first_data(first, signals)
+    };
     let found = found.with_context(|| format!("{}: cannot see if it is empty", target.uri()))?;
     if let Some(offset) = found {
+        if options.yes {
+            return Ok(false);
+        }
         bail!(
             "{}: there is data at offset {offset}, and checking would overwrite what is there; \
              if nobody needs it, say so with --yes",

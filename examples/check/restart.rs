@@ -1,9 +1,11 @@
 //! Killing the server, and having it again, by a command of the user's.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::dice::Dice;
 
@@ -64,6 +66,8 @@ impl Restarts {
             .env("NBD_RESTART", (self.done + 1).to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            // Not ours: Ctrl-C is not for the server.
+            .process_group(0)
             .spawn()
             .context("cannot run the restart command")?;
         self.running = Some((child, Instant::now()));
@@ -98,8 +102,8 @@ impl Restarts {
 
     fn kill(&mut self) {
         if let Some((mut child, _)) = self.running.take() {
-            // If it has ended meanwhile, so much the better.
-            let _ = child.kill();
+            // With all that it has started. If it has ended meanwhile, so much the better.
+            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
             let _ = child.wait();
         }
     }

@@ -1,0 +1,371 @@
+//! The example `check` with servers that break their promise or the protocol, die, or say nothing:
+//! it always ends soon, with the right verdict, or says why there is none.
+
+#![cfg(unix)]
+
+mod check_support;
+mod copy_support;
+
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use check_support::{Ended, check, json, start, text};
+use copy_support::crowd::Crowd;
+use copy_support::{Offer, Peer, Server};
+use nbd_proto::wire::{ChunkType, CommandType, Cookie, Errno, Request, TransmissionFlags};
+use rustix::process::Signal;
+
+const SIZE: usize = 1 << 20;
+
+fn offer() -> Offer {
+    Offer::new(SIZE).multi_conn()
+}
+
+/// A server that does something else with some requests.
+fn crowd(special: impl Fn(usize, &mut Peer, &Request) -> bool + Send + Sync + 'static) -> Crowd {
+    Crowd::new(|_| Some(offer()), vec![0; SIZE], special)
+}
+
+fn judge(server: &Crowd, options: &[&str]) -> Ended {
+    check(
+        [
+            &[&server.uri(), "--seconds", "20", "--timeout", "2"],
+            options,
+        ]
+        .concat(),
+    )
+}
+
+// --- servers that break their promise ---
+
+#[test]
+fn a_connection_that_sees_nothing_of_the_others_is_found_out() {
+    let server = crowd(|number, peer, request| {
+        let is_it = number == 2 && request.kind == CommandType::READ;
+        if is_it {
+            let zeroes = vec![0; usize::try_from(request.length).unwrap()];
+            peer.data_chunk(request, request.offset, true, &zeroes);
+        }
+        is_it
+    });
+    judge(&server, &[]).broken(&["visibility", "found zeroes", "flush"]);
+}
+
+#[test]
+fn writes_that_are_dropped_are_found_out() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |_, peer, request| {
+        let is_it =
+            request.kind == CommandType::WRITE && count.fetch_add(1, Ordering::SeqCst) % 100 == 99;
+        if is_it {
+            peer.chunk(ChunkType::NONE, true, request.cookie, &[]);
+        }
+        is_it
+    });
+    judge(&server, &[]).broken(&["┌ write ="]);
+}
+
+#[test]
+fn data_of_another_place_is_found_out() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |_, peer, request| {
+        let is_it = request.kind == CommandType::READ
+            && request.offset >= 512
+            && count.fetch_add(1, Ordering::SeqCst) == 200;
+        if is_it {
+            let before = Request::read(request.cookie, request.offset - 512, request.length);
+            let data = peer.data(&before);
+            peer.data_chunk(request, request.offset, true, &data);
+        }
+        is_it
+    });
+    judge(&server, &[]).broken(&[]);
+}
+
+#[test]
+fn without_multi_conn_a_connection_that_forgets_its_own_writes_is_found_out() {
+    let old: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    let count = AtomicU64::new(0);
+    let server = Crowd::new(
+        |_| Some(Offer::new(SIZE)),
+        vec![0; SIZE],
+        move |_, peer, request| {
+            let mut old = old.lock().unwrap();
+            if request.kind == CommandType::FLUSH && count.fetch_add(1, Ordering::SeqCst) % 9 == 8 {
+                // Back to what it was some time ago.
+                let mut disk = peer.disk.lock().unwrap();
+                if !old.is_empty() {
+                    disk.copy_from_slice(&old);
+                }
+                *old = disk.clone();
+            }
+            false
+        },
+    );
+    let ended = judge(&server, &[]);
+    ended.broken(&["broken promise of single connection"]);
+}
+
+#[test]
+fn reads_of_a_read_only_export_that_do_not_agree_are_found_out() {
+    let flags = TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN;
+    let data: Vec<u8> = (0..SIZE)
+        .map(|at| u8::try_from(at % 251).unwrap())
+        .collect();
+    let server = Crowd::new(
+        move |_| Some(Offer::new(SIZE).flags(flags)),
+        data,
+        |number, peer, request| {
+            let is_it = number % 2 == 1
+                && request.kind == CommandType::READ
+                && (request.offset..request.offset + request.length).contains(&70_000);
+            if is_it {
+                let mut data = peer.data(request);
+                data[usize::try_from(70_000 - request.offset).unwrap()] ^= 1;
+                peer.data_chunk(request, request.offset, true, &data);
+            }
+            is_it
+        },
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let report = directory.path().join("report");
+    let ended = judge(&server, &["--json", &text(&report)]);
+    ended.broken(&[
+        "nobody modifies",
+        "At offset 69632, 512 bytes",
+        "connection 1",
+    ]);
+    let report = json(&report);
+    assert_eq!(report["violation"]["kind"], "image");
+    assert_eq!(report["violation"]["offset"], 69_632);
+}
+
+// --- servers that break the protocol ---
+
+/// A server that treats one write in the middle of the run in its own way.
+fn bad_reply(treat: impl Fn(&mut Peer, &Request) + Send + Sync + 'static) -> Ended {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |_, peer, request| {
+        let is_it =
+            request.kind == CommandType::WRITE && count.fetch_add(1, Ordering::SeqCst) == 100;
+        if is_it {
+            treat(peer, request);
+        }
+        is_it
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let report = directory.path().join("report");
+    let ended = judge(&server, &["--json", &text(&report)]);
+    assert_eq!(json(&report)["violation"]["kind"], "protocol");
+    ended
+}
+
+#[test]
+fn bad_replies_are_broken_rules() {
+    bad_reply(|peer, request| {
+        let cookie = Cookie(request.cookie.0 + 1_000_000);
+        peer.chunk(ChunkType::NONE, true, cookie, &[]);
+    })
+    .broken(&["a rule of the protocol", "reply to no request"]);
+    bad_reply(|peer, request| {
+        peer.chunk(ChunkType(77), true, request.cookie, b"?");
+    })
+    .broken(&["a rule of the protocol"]);
+    bad_reply(|peer, _| peer.send(&[0xff; 64])).broken(&["something else than a reply"]);
+}
+
+#[test]
+fn what_is_no_nbd_server_gets_no_verdict() {
+    let server = Server::raw(|mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    check([&server.uri()]).no_verdict(&["negotiation failed"]);
+}
+
+#[test]
+fn connections_that_get_something_else_are_not_compared() {
+    let other = |number| Some(Offer::new(SIZE + 4096 * number).multi_conn());
+    let server = Crowd::new(other, vec![0; 2 * SIZE], |_, _, _| false);
+    judge(&server, &[]).no_verdict(&["have to get the same", "has 1052672 bytes"]);
+}
+
+// --- servers that fail ---
+
+#[test]
+fn where_every_write_fails_nothing_has_held() {
+    let server = crowd(|_, peer, request| {
+        let is_it = request.kind == CommandType::WRITE || request.kind == CommandType::WRITE_ZEROES;
+        if is_it {
+            peer.fail(request, Errno::ENOSPC, "full");
+        }
+        is_it
+    });
+    let ended = judge(&server, &["--operations", "500"]);
+    ended.no_verdict(&["no write succeeded", "ENOSPC", "\"full\""]);
+}
+
+#[test]
+fn where_every_flush_fails_nothing_has_held() {
+    let server = crowd(|_, peer, request| {
+        let is_it = request.kind == CommandType::FLUSH;
+        if is_it {
+            peer.fail(request, Errno::EIO, "");
+        }
+        is_it
+    });
+    let ended = judge(&server, &["--operations", "500"]);
+    ended.no_verdict(&["no flush succeeded", "EIO"]);
+}
+
+#[test]
+fn commands_that_fail_now_and_then_are_told() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |_, peer, request| {
+        let is_it = count.fetch_add(1, Ordering::SeqCst) % 50 == 49;
+        if is_it {
+            peer.fail(request, Errno::EIO, "");
+        }
+        is_it
+    });
+    let ended = judge(&server, &["--operations", "2000"]).held();
+    assert!(
+        ended.stdout.contains("commands failed, the first: "),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn connections_that_are_lost_now_and_then_are_opened_again() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |_, peer, _| {
+        let is_it = count.fetch_add(1, Ordering::SeqCst) % 300 == 299;
+        if is_it {
+            peer.close();
+        }
+        is_it
+    });
+    let ended = judge(&server, &["--operations", "2000"]).held();
+    assert!(
+        ended.stdout.contains("connections lost, the first: "),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn a_server_that_loses_them_all_the_time_is_given_up() {
+    let server = crowd(|_, peer, request| {
+        let is_it = request.kind == CommandType::FLUSH;
+        if is_it {
+            peer.close();
+        }
+        is_it
+    });
+    judge(&server, &[]).no_verdict(&["loses one connection after the other"]);
+}
+
+#[test]
+fn a_server_that_dies_is_gone() {
+    static ALIVE: AtomicBool = AtomicBool::new(true);
+    let count = AtomicUsize::new(0);
+    let server = Crowd::new(
+        |_| ALIVE.load(Ordering::SeqCst).then(offer),
+        vec![0; SIZE],
+        move |_, peer, _| {
+            let dies = count.fetch_add(1, Ordering::SeqCst) >= 300;
+            if dies {
+                ALIVE.store(false, Ordering::SeqCst);
+                peer.close();
+            }
+            dies
+        },
+    );
+    let ended = judge(&server, &[]);
+    assert!(
+        ended.stdout.contains("nothing wrong was seen in"),
+        "{ended:?}"
+    );
+    ended.no_verdict(&["connection", "was lost", "the server is gone"]);
+}
+
+#[test]
+fn a_server_for_one_client_is_checked_with_one() {
+    let one = |number| (number == 0).then(offer);
+    let server = Crowd::new(one, vec![0; SIZE], |_, _, _| false);
+    // It leaves now and then, and is not let in again.
+    let ended = judge(&server, &["--operations", "40"]);
+    assert!(
+        ended.stderr.contains("going on with 1 connections"),
+        "{ended:?}"
+    );
+    assert!(ended.stdout.contains("on 1 connections"), "{ended:?}");
+    assert!(!ended.stderr.contains("panicked"), "{ended:?}");
+}
+
+// --- servers that say nothing ---
+
+#[test]
+fn a_flush_that_hangs_is_named() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |number, _, request| {
+        number % 2 == 1
+            && request.kind == CommandType::FLUSH
+            && count.fetch_add(1, Ordering::SeqCst) >= 3
+    });
+    let ended = judge(&server, &[]);
+    ended.no_verdict(&["a flush on connection ", " was not answered for "]);
+}
+
+#[test]
+fn a_connection_that_falls_silent_is_named() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |number, peer, _| {
+        if number >= 3 && count.fetch_add(1, Ordering::SeqCst) >= 30 {
+            peer.be_silent();
+        }
+        false
+    });
+    judge(&server, &[]).no_verdict(&[" was not answered for "]);
+}
+
+#[test]
+fn a_server_that_takes_and_says_nothing_can_be_left() {
+    let server = crowd(|_, peer, _| {
+        peer.be_deaf();
+        true
+    });
+    let mut running = start([&server.uri(), "--yes", "--seconds", "3600"]);
+    running.wait_for("overwriting");
+    running.signal(Signal::INT);
+    let ended = running.finish();
+    assert_eq!(ended.status, Some(130), "{ended:?}");
+    assert_eq!(ended.stderr, "check: stopped by a signal\n");
+}
+
+#[test]
+fn a_server_that_does_not_shake_hands_does_not_keep_us() {
+    let (sender, over) = mpsc::channel::<()>();
+    let server = Server::raw(move |_stream| {
+        let _ = over.recv_timeout(Duration::from_secs(60));
+    });
+    let ended = check([&server.uri(), "--timeout", "1"]);
+    ended.no_verdict(&["did not finish the negotiation within 1 s"]);
+    drop(sender);
+}
+
+// --- restarts ---
+
+#[test]
+fn a_restart_command_that_does_nothing_is_found_out() {
+    let server = crowd(|_, _, _| false);
+    for (command, why) in [
+        ("true", "connections to the old server are alive"),
+        ("exit 7", "the restart command has failed"),
+        ("sleep 60", "did not return within 2 s"),
+    ] {
+        let options = ["--restart-command", command, "--restarts", "40", "--yes"];
+        judge(&server, &options).no_verdict(&[why]);
+    }
+}
