@@ -102,7 +102,6 @@ struct Follow {
 /// A connection as the clients see it.
 #[derive(Default)]
 struct Above {
-    below: u64,
     /// Modifications in flight.
     modifications: HashMap<u64, Asked>,
     flushes: HashMap<u64, u64>,
@@ -216,11 +215,7 @@ impl Follow {
             return self.below.connected(connection);
         };
         self.above_of.insert(below, connection);
-        let above = Above {
-            below,
-            ..Above::default()
-        };
-        self.above.insert(connection, above);
+        self.above.insert(connection, Above::default());
         Ok(())
     }
 

@@ -279,11 +279,10 @@ struct Open {
     calls: BTreeMap<u64, Command>,
 }
 
-/// An entry, and the call that it answers if it does.
+/// An entry, and where it stands.
 pub(super) struct Told {
     pub(super) line: u64,
     pub(super) entry: Entry,
-    pub(super) answered: Option<Command>,
 }
 
 /// Commands in flight, and connections.
@@ -304,12 +303,8 @@ impl<R: BufRead> Entries<R> {
             return Ok(None);
         };
         if text.is_empty() {
-            let (entry, answered) = (Entry::Other, None);
-            return Ok(Some(Told {
-                line,
-                entry,
-                answered,
-            }));
+            let entry = Entry::Other;
+            return Ok(Some(Told { line, entry }));
         }
         let entry = match parse(text) {
             Ok(entry) => entry,
@@ -319,16 +314,12 @@ impl<R: BufRead> Entries<R> {
             }
             Err(why) => return Err(why.at(line)),
         };
-        let answered = self.note(&entry).map_err(|why| why.at(line))?;
+        self.note(&entry).map_err(|why| why.at(line))?;
         self.tally.lines = line;
-        Ok(Some(Told {
-            line,
-            entry,
-            answered,
-        }))
+        Ok(Some(Told { line, entry }))
     }
 
-    fn note(&mut self, entry: &Entry) -> Result<Option<Command>, LineError> {
+    fn note(&mut self, entry: &Entry) -> Result<(), LineError> {
         const UNKNOWN: LineError = LineError::ImpossibleLog("the connection is not open");
         match *entry {
             Entry::Ready => {
@@ -384,11 +375,10 @@ impl<R: BufRead> Entries<R> {
                 {
                     return Err(LineError::ImpossibleLog("it ends beyond the export"));
                 }
-                return Ok(Some(call));
             }
             Entry::Fork | Entry::Preconnect { .. } | Entry::Other => {}
         }
-        Ok(None)
+        Ok(())
     }
 
     const fn count(&mut self, command: &Command) {
