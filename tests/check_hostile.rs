@@ -332,16 +332,29 @@ fn a_connection_that_falls_silent_is_named() {
 
 #[test]
 fn a_server_that_takes_and_says_nothing_can_be_left() {
-    let server = crowd(|_, peer, _| {
-        peer.be_deaf();
-        true
-    });
-    let mut running = start([&server.uri(), "--yes", "--seconds", "3600"]);
-    running.wait_for("overwriting");
-    running.signal(Signal::INT);
-    let ended = running.finish();
-    assert_eq!(ended.status, Some(130), "{ended:?}");
-    assert_eq!(ended.stderr, "check: stopped by a signal\n");
+    // Within the look at what is there, and in the middle of the run.
+    for (after, words) in [
+        (0, "before anything was checked"),
+        (300, "stopped by a signal\n"),
+    ] {
+        let (deaf, is_deaf) = mpsc::channel();
+        let (deaf, count) = (Mutex::new(deaf), AtomicU64::new(0));
+        let server = crowd(move |_, peer, _| {
+            let is_it = count.fetch_add(1, Ordering::SeqCst) >= after;
+            if is_it {
+                let _ = deaf.lock().unwrap().send(());
+                peer.be_deaf();
+            }
+            is_it
+        });
+        let running = start([&server.uri(), "--seconds", "3600"]);
+        is_deaf.recv_timeout(Duration::from_secs(30)).unwrap();
+        running.signal(Signal::INT);
+        let ended = running.finish();
+        assert_eq!(ended.status, Some(130), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+        assert!(ended.stderr.contains(words), "{ended:?}");
+    }
 }
 
 #[test]

@@ -237,6 +237,22 @@ impl Stage<'_> {
         }
     }
 
+    /// Caches that are emptied by a flush have something to fetch.
+    pub(crate) fn forget(&mut self, script: &mut Script) {
+        if self.dice.percent(60) {
+            let role = self.dice.index(self.roles);
+            self.flush_and_wait(script, role);
+        }
+    }
+
+    /// Something with more around it.
+    pub(crate) fn widely(&self, extent: Extent) -> Extent {
+        let mut requests = self.layout.requests(self.cell);
+        let end = extent.offset + extent.length;
+        let whole = requests.find(|it| it.offset <= extent.offset && end <= it.offset + it.length);
+        whole.unwrap_or(extent)
+    }
+
     /// Everybody looks, in any order.
     pub(crate) fn all_read(&mut self, script: &mut Script, extent: Extent) {
         let mut roles: Vec<Role> = (0..self.roles).collect();

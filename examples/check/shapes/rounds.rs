@@ -25,28 +25,27 @@ pub(super) fn read_between(stage: &mut Stage<'_>, script: &mut Script) {
     stage.all_read(script, spot);
 }
 
-/// A's read is on its way, with old data, when B writes and it is flushed.
+/// A's read is on its way, with old data, while what B wrote is flushed.
 pub(super) fn read_across(stage: &mut Stage<'_>, script: &mut Script) {
     let spot = stage.spot();
-    // So that there is something to fetch.
-    if stage.dice.percent(50) {
-        stage.flush_and_wait(script, C);
-    }
-    let read = if stage.abilities.cache && stage.dice.percent(20) {
-        What::Cache(spot)
+    stage.forget(script);
+    // What is long takes long.
+    let around = if stage.dice.percent(40) {
+        stage.widely(spot)
     } else {
-        What::Read(spot)
+        spot
     };
-    let read = script.send(A, read);
-    stage.pause(script, Kind::Read, 80);
+    let read = if stage.abilities.cache && stage.dice.percent(20) {
+        What::Cache(around)
+    } else {
+        What::Read(around)
+    };
     let write = if stage.dice.percent(20) {
         stage.forced(spot)
     } else {
         stage.modification(spot)
     };
-    script.ask(B, write);
-    stage.flush_and_wait(script, C);
-    script.wait(read);
+    across(stage, script, read, write);
     script.ask(A, What::Read(spot));
     stage.all_read(script, spot);
 }
@@ -55,22 +54,33 @@ pub(super) fn read_across(stage: &mut Stage<'_>, script: &mut Script) {
 pub(super) fn write_fills(stage: &mut Stage<'_>, script: &mut Script) {
     let spot = stage.spot();
     let other = stage.neighbour(spot);
-    if stage.dice.percent(50) {
-        stage.flush_and_wait(script, C);
-    }
+    stage.forget(script);
     let held = stage.modification(other);
-    let held = script.send(A, held);
-    stage.pause(script, Kind::Write, 80);
     let write = stage.modification(spot);
-    script.ask(B, write);
-    stage.flush_and_wait(script, C);
-    script.wait(held);
+    across(stage, script, held, write);
     if stage.dice.percent(50) {
         let last = stage.another(C);
         stage.flush_and_wait(script, last);
     }
     stage.all_read(script, spot);
     stage.all_read(script, other);
+}
+
+/// A's command is held while B's write is flushed: it begins before the write, or after it.
+fn across(stage: &mut Stage<'_>, script: &mut Script, held: What, write: What) {
+    let kind = held.kind();
+    if stage.dice.percent(40) {
+        script.send(A, held);
+        stage.pause(script, kind, 80);
+        script.ask(B, write);
+        stage.flush_and_wait(script, C);
+    } else {
+        script.ask(B, write);
+        script.send(A, held);
+        stage.pause(script, kind, 80);
+        stage.flush(script, C);
+    }
+    script.wait_all();
 }
 
 /// A loads old data in the first round; the second one must not believe that A was visited.
