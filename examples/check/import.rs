@@ -56,8 +56,8 @@ pub(crate) struct ImportOptions {
     #[arg(long, value_enum, requires = "import", conflicts_with = "uri")]
     pub(crate) format: Option<Format>,
 
-    /// What the server had promised, where the file does not say: multi-conn (a flush is for all
-    /// connections; the default) or single-connection (for its own)
+    /// What the server is held to: multi-conn (a flush is for all connections) or single-connection
+    /// (for its own); without it, to what the file says, or to multi-conn
     #[arg(
         long,
         value_enum,
@@ -71,7 +71,9 @@ pub(crate) struct ImportOptions {
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    /// The form of the library, as --record writes it.
     Text,
+    /// JSON lines.
     Json,
     /// As many log filters as it looks like.
     #[value(skip)]
@@ -297,5 +299,7 @@ fn recognise(first: &str) -> Option<Format> {
     nbdkit::has_time(first).then_some(Format::NbdkitLogs)
 }
 
+#[cfg(test)]
+mod simulated;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@
 //!
 //! | field | values | without it |
 //! |---|---|---|
-//! | `promise` | `multi-conn`, `single-connection` | what `--promise` says, or `multi-conn` |
+//! | `promise` | `multi-conn`, `single-connection`; `--promise` comes before it | `multi-conn` |
 //! | `initial` | `zeroes`, `unknown`: what the export holds at first | `zeroes` |
 //! | `order` | whether writes of several connections to one block keep their order | `true` with `multi-conn` |
 //! | `own_writes` | whether a connection sees its own writes without a flush | `true` |

@@ -2,8 +2,8 @@
 //! for each event, and comments, which begin with `//`.
 //!
 //! The promise is not part of that form. Two comments before the granule tell it all the same, which
-//! is what `--record` writes; without them, it is what `--promise` says, or multi-conn, and zeroes at
-//! the beginning.
+//! is what `--record` writes; without them it is multi-conn, and zeroes at the beginning. `--promise`
+//! comes before what they say.
 //!
 //! ```text
 //! // promise: multi-conn
