@@ -591,25 +591,75 @@ fn what_a_connection_left_behind_is_missed() {
 /// promise is broken.
 #[test]
 fn each_flush_below_counts() {
-    for id in ["connection=3 Flush id=2", "connection=3 Flush id=5"] {
+    // The first is there for a write with FUA, the second for a flush.
+    for (id, is_flush) in [
+        ("connection=3 Flush id=2", false),
+        ("connection=3 Flush id=5", true),
+    ] {
         let call = EMULATE.lines().find(|it| it.contains(id)).unwrap();
         let back = id.replace("Flush", "...Flush");
         let back = EMULATE.lines().find(|it| it.contains(&back)).unwrap();
         let without = EMULATE.replace(&format!("{call}\n"), "");
         let without = without.replace(&format!("{back}\n"), "");
-        assert_eq!(
-            layers(&without).broken.unwrap().why,
-            Unflushed::NotYet,
-            "{id}"
-        );
+        let broken = layers(&without).broken.unwrap();
+        assert_eq!((broken.why, broken.is_flush), (Unflushed::NotYet, is_flush));
         let failed = back.replace("return=0", "return=-1 error=EIO");
         let failed = EMULATE.replace(back, &failed);
-        assert_eq!(
-            layers(&failed).broken.unwrap().why,
-            Unflushed::Failed,
-            "{id}"
-        );
+        let broken = layers(&failed).broken.unwrap();
+        assert_eq!((broken.why, broken.is_flush), (Unflushed::Failed, is_flush));
     }
+}
+
+/// Two writes of one connection to one place: it cannot be told which of them was executed, so it
+/// counts as the one that is answered last.
+#[test]
+fn what_may_have_been_done_for_either_of_two_commands_is_not_answered_before_both_are() {
+    let write = |id| format!("Write id={id} offset=0x0 count=0x1000");
+    let lines = |fua: u8| {
+        vec![
+            format!("connection=2 {} fua={fua} ...", write(1)),
+            format!("connection=2 {} fua=0 ...", write(2)),
+            // One was left out because of the other, perhaps.
+            format!("connection=1 {} fua=0 ...", write(1)),
+            "connection=1 ...Write id=1 return=0".to_owned(),
+            "connection=2 ...Write id=1 return=0".to_owned(),
+            "connection=2 Flush id=3 ...".to_owned(),
+            "connection=2 ...Flush id=3 return=0".to_owned(),
+            "connection=2 ...Write id=2 return=0".to_owned(),
+            "connection=2 Flush id=4 ...".to_owned(),
+            "connection=2 ...Flush id=4 return=0".to_owned(),
+        ]
+    };
+    let judged = |lines: &[String]| {
+        let begin = T1.lines().take(9).map(str::to_owned);
+        let time = |it: &String| format!("2026-11-21 16:07:29.393221 {it}");
+        let log: Vec<String> = begin.chain(lines.iter().map(time)).collect();
+        layers(&(log.join("\n") + "\n")).broken
+    };
+    for fua in [0, 1] {
+        assert_eq!(judged(&lines(fua)[..8]), None);
+        let broken = judged(&lines(fua)).unwrap();
+        assert_eq!((broken.promise.called, broken.above.answered), (18, 17));
+    }
+    // What was done without FUA may have been done for the one without.
+    let mut both = lines(0);
+    both[1] = both[1].replace("fua=0", "fua=1");
+    both.splice(
+        4..8,
+        [
+            format!("connection=1 {} fua=1 ...", write(2)),
+            "connection=1 ...Write id=2 return=0".to_owned(),
+            "connection=2 ...Write id=1 return=0".to_owned(),
+            "connection=2 ...Write id=2 return=0".to_owned(),
+        ],
+    );
+    assert_eq!(judged(&both[..8]), None);
+    assert!(judged(&both).unwrap().is_flush);
+    // If it is the only one, there is no doubt.
+    let mut alone = lines(1);
+    alone.retain(|it| !it.contains("connection=2 Write id=2") && !it.contains("...Write id=2"));
+    let broken = judged(&alone).unwrap();
+    assert!(!broken.is_flush, "{broken:?}");
 }
 
 /// A flush below that was called before the write was answered there does not cover it.
