@@ -9,6 +9,7 @@ mod serve_support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use check_support::{Ended, check, json, start, text};
 use copy_support::crowd::{Crowd, Event};
@@ -214,58 +215,79 @@ fn a_server_that_keeps_it_is_not() {
     assert!(ended.stdout.contains(" 3 crashes"), "{ended:?}");
 }
 
-/// A server over a file that is killed three times. Its cache dies with it.
+#[test]
+fn a_restart_that_nobody_has_told_of_leaves_no_verdict() {
+    let server = Restarting::new("on-completion");
+    let mut running = start([server.uri().as_str(), "--seconds", "30"]);
+    running.wait_for("overwriting");
+    server.run("start");
+    let ended = running.finish();
+    ended.no_verdict(&["all connections were lost at once", "--restart-command"]);
+}
+
 fn restarted(acknowledge: &str) -> Ended {
-    let directory = tempfile::tempdir().unwrap();
-    let file = image(&directory, 1 << 20);
-    let at = |name: &str| text(&directory.path().join(name));
-    let serve = std::env::current_exe().unwrap();
-    let serve = serve
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/serve");
-    // Killed processes may stay as zombies if nobody waits for them, which does not matter.
-    let script = format!(
-        "if [ -f {pid} ]; then
-            old=$(cat {pid}); kill -9 $old
-            while grep -qs '^State:.[^ZX]' /proc/$old/status; do sleep 0.01; done
-        fi
-        if [ \"$1\" = stop ]; then exit; fi
-        rm -f {out} {socket}
-        {serve} --unix {socket} file {file} --cache --acknowledge {acknowledge} >{out} 2>&1 &
-        echo $! > {pid}
-        until grep -qs 'listening on' {out}; do sleep 0.01; kill -0 $! || exit 1; done",
-        serve = text(&serve),
-        pid = at("pid"),
-        out = at("out"),
-        socket = at("socket"),
-    );
-    let path = at("restart");
-    fs::write(&path, script).unwrap();
-    let run = |argument: &str| {
-        let status = std::process::Command::new("sh")
-            .args([path.as_str(), argument])
+    let server = Restarting::new(acknowledge);
+    let command = format!("sh {} start", server.script);
+    let restarts = ["--restart-command", &command, "--restarts", "3"];
+    let time = ["--seconds", "3", "--timeout", "10"];
+    check([&[server.uri().as_str()], &restarts[..], &time].concat())
+}
+
+/// A server over a file that a script kills and starts again. Its cache dies with it.
+struct Restarting {
+    directory: TempDir,
+    script: String,
+}
+
+impl Restarting {
+    fn new(acknowledge: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = image(&directory, 1 << 20);
+        let at = |name: &str| text(&directory.path().join(name));
+        let tests = std::env::current_exe().unwrap();
+        let serve = tests.parent().unwrap().parent().unwrap();
+        // Killed processes may stay as zombies if nobody waits for them, which does not matter.
+        let lines = format!(
+            "if [ -f {pid} ]; then
+                old=$(cat {pid}); kill -9 $old
+                while grep -qs '^State:.[^ZX]' /proc/$old/status; do sleep 0.01; done
+            fi
+            if [ \"$1\" = stop ]; then exit; fi
+            rm -f {out} {socket}
+            {serve} --unix {socket} file {file} --cache --acknowledge {acknowledge} >{out} 2>&1 &
+            echo $! > {pid}
+            until grep -qs 'listening on' {out}; do sleep 0.01; kill -0 $! || exit 1; done",
+            serve = text(&serve.join("examples/serve")),
+            pid = at("pid"),
+            out = at("out"),
+            socket = at("socket"),
+        );
+        let script = at("restart");
+        fs::write(&script, lines).unwrap();
+        let server = Self { directory, script };
+        server.run("start");
+        server
+    }
+
+    fn run(&self, argument: &str) {
+        let status = Command::new("sh")
+            .args([self.script.as_str(), argument])
             .status();
         assert!(status.unwrap().success());
-    };
-    run("start");
-    let uri = format!("nbd+unix:///?socket={}", at("socket"));
-    let command = format!("sh {path} start");
-    let ended = check([
-        &uri,
-        "--seconds",
-        "3",
-        "--restarts",
-        "3",
-        "--restart-command",
-        &command,
-        "--timeout",
-        "10",
-    ]);
-    run("stop");
-    ended
+    }
+
+    fn uri(&self) -> String {
+        let socket = self.directory.path().join("socket");
+        format!("nbd+unix:///?socket={}", text(&socket))
+    }
+}
+
+impl Drop for Restarting {
+    fn drop(&mut self) {
+        let _ = Command::new("sh")
+            .args([self.script.as_str(), "stop"])
+            .status();
+    }
 }
 
 // --- what is not to be lost ---

@@ -74,7 +74,7 @@ fn data_of_another_place_is_found_out() {
     let server = crowd(move |_, peer, request| {
         let is_it = request.kind == CommandType::READ
             && request.offset >= 512
-            && count.fetch_add(1, Ordering::SeqCst) == 200;
+            && count.fetch_add(1, Ordering::SeqCst) >= 200;
         if is_it {
             let before = Request::read(request.cookie, request.offset - 512, request.length);
             let data = peer.data(&before);
@@ -263,7 +263,8 @@ fn a_server_that_loses_them_all_the_time_is_given_up() {
         }
         is_it
     });
-    judge(&server, &[]).no_verdict(&["loses one connection after the other"]);
+    // One after the other, or all at once.
+    judge(&server, &[]).no_verdict(&["connection", "requests unanswered"]);
 }
 
 #[test]
@@ -297,10 +298,10 @@ fn a_server_for_one_client_is_checked_with_one() {
     // It leaves now and then, and is not let in again.
     let ended = judge(&server, &["--operations", "40"]);
     assert!(
-        ended.stderr.contains("going on with 1 connections"),
+        ended.stderr.contains("going on with 1 connection: "),
         "{ended:?}"
     );
-    assert!(ended.stdout.contains("on 1 connections"), "{ended:?}");
+    assert!(ended.stdout.contains("on 1 connection, "), "{ended:?}");
     assert!(!ended.stderr.contains("panicked"), "{ended:?}");
 }
 

@@ -1,11 +1,13 @@
 //! A run from its first write to its last read: phases of scenes, each followed by a look at all
 //! that was touched, and crashes in between.
 
+mod crash;
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nbd_proto::conformance::{Event, Extent};
 
 use super::dice::Dice;
 use super::fleet::Fleet;
@@ -14,18 +16,24 @@ use super::phase::Phase;
 use super::progress::Progress;
 use super::restart::Restarts;
 use super::scene::Scene;
-use super::script::{Fua, Script, What};
+use super::script::{Kind, Script};
 use super::shapes::{Abilities, Stage, compose};
 use super::target::Target;
 
 /// How long scenes may go on when the time is up.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// A server whose flushes take this long has time for several scenes at once.
+const SLOW: Duration = Duration::from_millis(5);
+
 /// How often it is looked at what does not make itself known.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long a dead server's last words may take to be read.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// No script pauses for so long.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// Connections that are lost within this time are lost at once.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// A server that loses connections so often does nothing else.
 const MOST_LOST: u64 = 100;
@@ -53,6 +61,10 @@ pub(crate) struct Engine<'a> {
     scenes: Vec<Scene>,
     last_scene: u64,
     begun: Instant,
+    /// When the first of the connections that are missing was lost.
+    lost_since: Option<Instant>,
+    /// When something was sent or in flight last.
+    moved: Instant,
     /// Cells that were played on since all was looked at.
     touched: BTreeSet<usize>,
     /// How often each kind of scene was played.
@@ -69,6 +81,8 @@ impl<'a> Engine<'a> {
             scenes: Vec::new(),
             last_scene: 0,
             begun: Instant::now(),
+            lost_since: None,
+            moved: Instant::now(),
             touched: BTreeSet::new(),
             played: BTreeMap::new(),
         }
@@ -86,7 +100,8 @@ impl<'a> Engine<'a> {
         }
         while !self.is_time_up() && !self.is_over() {
             let cells = self.job.layout.cells().len();
-            let phase = Phase::any(cells, self.job.seconds, &mut self.dice);
+            let slow = self.fleet.latency.of(Kind::Flush) > SLOW;
+            let phase = Phase::any(cells, self.job.seconds, slow, &mut self.dice);
             self.play(&phase)?;
             if self.restarts.as_ref().is_some_and(Restarts::is_due) && !self.is_over() {
                 self.restart()?;
@@ -191,6 +206,18 @@ impl<'a> Engine<'a> {
         self.play_out(false)
     }
 
+    /// A script that waits for what never comes would pass for one that has held.
+    fn check_liveness(&mut self, moved: bool) -> Result<()> {
+        if moved || !self.fleet.is_idle() || self.scenes.is_empty() || self.fleet.dying {
+            self.moved = Instant::now();
+        }
+        ensure!(
+            self.moved.elapsed() < STUCK,
+            "a script waits for nothing, which is a mistake in this program"
+        );
+        Ok(())
+    }
+
     /// Plays until all scenes are over, or are ended by force when the time is up.
     fn play_out(&mut self, by_force: bool) -> Result<()> {
         let mut give_up = None;
@@ -212,129 +239,12 @@ impl<'a> Engine<'a> {
         self.fleet.stay();
     }
 
-    // --- what is looked at ---
-
-    /// Something to find in all cells, so that what was there before does not matter.
-    fn fill(&self) -> Script {
-        let mut script = Script::default();
-        let mut flushers = BTreeSet::new();
-        for (number, &cell) in self.job.layout.cells().iter().enumerate() {
-            let slot = self.keeper(number);
-            flushers.insert(slot);
-            for request in self.job.layout.requests(cell) {
-                script.send(slot, What::Write(request, Fua::No));
-            }
-        }
-        script.wait_all();
-        if self.job.abilities.flush {
-            for slot in flushers {
-                script.send(slot, What::Flush);
-            }
-            script.wait_all();
-        }
-        script
-    }
-
-    /// The slot that has to do with a cell if only one has.
-    fn keeper(&self, cell: usize) -> usize {
-        if self.job.shared {
-            0
-        } else {
-            cell % self.fleet.len().max(1)
-        }
-    }
-
-    /// A flush, and then a look at all that was touched, on all connections.
-    fn settle(&mut self) -> Result<()> {
-        if self.is_over() {
-            return Ok(());
-        }
-        let touched: Vec<usize> = std::mem::take(&mut self.touched).into_iter().collect();
-        let mut script = Script::default();
-        if self.job.abilities.flush && self.job.abilities.writes {
-            if self.job.shared {
-                let slot = self.dice.index(self.fleet.len());
-                script.ask(slot, What::Flush);
-            } else {
-                (0..self.fleet.len()).for_each(|slot| {
-                    script.send(slot, What::Flush);
-                });
-                script.wait_all();
-            }
-        }
-        self.look_at(&touched, &mut script);
-        self.perform(script)
-    }
-
-    fn look_at(&self, cells: &[usize], script: &mut Script) {
-        let all = self.job.layout.cells();
-        let extents = cells.iter().filter_map(|&it| Some((it, *all.get(it)?)));
-        let look = |script: &mut Script, slot, extent: Extent| {
-            for request in self.job.layout.requests(extent) {
-                script.send(slot, What::Read(request));
-            }
-        };
-        for (number, extent) in extents {
-            if self.job.shared {
-                (0..self.fleet.len()).for_each(|slot| look(script, slot, extent));
-            } else {
-                look(script, self.keeper(number), extent);
-            }
-        }
-        script.wait_all();
-    }
-
-    // --- crashes ---
-
-    /// Has the server killed while everything goes on, and looks at what is left.
-    fn restart(&mut self) -> Result<()> {
-        let Some(mut restarts) = self.restarts.take() else {
-            return Ok(());
-        };
-        let restarted = self.restart_with(&mut restarts);
-        self.restarts = Some(restarts);
-        restarted
-    }
-
-    fn restart_with(&mut self, restarts: &mut Restarts) -> Result<()> {
-        self.fleet.dying = true;
-        restarts.begin()?;
-        while !restarts.is_over()? {
-            self.turn()?;
-            if self.is_over() {
-                // Whatever it is doing to the server, it is to be let finish.
-                while !restarts.is_over()? {
-                    std::thread::sleep(TICK);
-                }
-                return Ok(());
-            }
-        }
-        self.fleet.drain(LAST_WORDS)?;
-        self.abandon();
-        self.fleet.observer.record(&Event::Crash);
-        self.fleet.observer.record(&Event::Reopen);
-        self.fleet.dying = false;
-        self.job.progress.killed(restarts.done);
-        if self.is_over() {
-            return Ok(());
-        }
-        for slot in self.fleet.closed() {
-            self.fleet
-                .join(slot)
-                .context("the restart command has returned, but there is no server")?;
-        }
-        self.touched.clear();
-        let all: Vec<usize> = (0..self.job.layout.cells().len()).collect();
-        let mut script = Script::default();
-        self.look_at(&all, &mut script);
-        self.perform(script)
-    }
-
     // --- the loop ---
 
     /// One turn: what can be sent is sent, and what was answered is taken.
     fn turn(&mut self) -> Result<()> {
         let time = self.advance()?;
+        self.check_liveness(time.is_zero())?;
         self.fleet.turn(time)?;
         for (id, tag) in self.fleet.take_answered() {
             if let Some(scene) = self.scenes.iter_mut().find(|it| it.id() == id) {
@@ -374,20 +284,38 @@ impl<'a> Engine<'a> {
     }
 
     /// Connections that the server has closed are opened again, if it is there.
+    ///
+    /// If it has closed all of them it may have been restarted, and then nobody knows what was
+    /// going on.
     fn replace_lost(&mut self) -> Result<()> {
-        for slot in self.fleet.closed() {
-            if self.scenes.iter().any(|scene| scene.has_closed(slot)) {
-                continue;
-            }
-            let why = self.fleet.lost.last().cloned().unwrap_or_default();
-            ensure!(
-                self.fleet.lost_count <= MOST_LOST,
-                "the server loses one connection after the other: {why}"
-            );
+        let mut lost = self.fleet.closed();
+        let is_on_its_way = |slot: usize| self.scenes.iter().any(|scene| scene.has_closed(slot));
+        lost.retain(|&slot| !is_on_its_way(slot));
+        if lost.is_empty() {
+            self.lost_since = None;
+            return Ok(());
+        }
+        // A process that dies does not close all at the same time.
+        let since = *self.lost_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < AT_ONCE {
+            return Ok(());
+        }
+        let all = self.fleet.closed().len() == self.fleet.len();
+        let why = self.fleet.lost.last().cloned().unwrap_or_default();
+        ensure!(
+            self.fleet.lost_count <= MOST_LOST,
+            "the server loses one connection after the other: {why}"
+        );
+        for slot in lost {
             self.fleet.join(slot).with_context(|| {
                 format!("connection {slot} was lost ({why}), and the server is gone")
             })?;
         }
+        ensure!(
+            !all,
+            "all connections were lost at once ({why}): if the server was restarted, it may have \
+             lost what was not flushed; see --restart-command"
+        );
         Ok(())
     }
 }

@@ -1,31 +1,31 @@
 //! All connections to one server, driven by one thread, and what they have in flight.
 
+mod command;
+mod travel;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nbd_proto::conformance::{Command, Content, Contents, Event, Outcome};
 use nbd_proto::transmission::client::Fatal;
-use nbd_proto::wire::{CommandFlags, Cookie};
+use nbd_proto::wire::Cookie;
 use rustix::event::{PollFd, PollFlags};
 
 use super::contents::{Pattern, fingerprint};
 use super::latency::Latency;
 use super::observer::{Broken, Observer};
-use super::script::{Farewell, Fua, Tag, What};
+use super::script::{Tag, What};
 use super::shared::connection::{Completion, Connection, Error};
-use super::shared::stream::{Patience, wait_any};
+use super::shared::stream::wait_any;
 use super::target::Target;
+use command::{command, submit};
 
 /// How many commands are in flight on one connection, at most.
 pub(crate) const CAPACITY: usize = 32;
 
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-
-/// How long it is tried to connect again: a server may need a moment to see that one left.
-const AGAIN: Duration = Duration::from_secs(10);
-const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// Of how many connections it is told why they were lost.
 const MOST_TOLD: usize = 10;
@@ -345,168 +345,9 @@ impl<'a> Fleet<'a> {
     pub(crate) fn take_answered(&mut self) -> Vec<Ticket> {
         std::mem::take(&mut self.answered)
     }
-
-    // --- coming and going ---
-
-    /// Closes a connection as soon as it has nothing in flight, or at once. Whether it is closed.
-    pub(crate) fn leave(&mut self, slot: usize, farewell: Farewell, at_once: bool) -> bool {
-        let patience = self.patience(GOODBYE);
-        let Some(it) = self.slots.get_mut(slot) else {
-            return true;
-        };
-        it.leaving = true;
-        if !it.in_flight.is_empty() && !at_once {
-            return false;
-        }
-        match (it.connection.take(), farewell) {
-            (Some(connection), Farewell::Polite) => connection.disconnect(patience),
-            (Some(connection), Farewell::Abrupt) => drop(connection),
-            (None, _) => return true,
-        }
-        self.forget(slot);
-        true
-    }
-
-    /// Connects again.
-    ///
-    /// # Errors
-    ///
-    /// If that cannot be done, or something else is found there.
-    pub(crate) fn join(&mut self, slot: usize) -> Result<()> {
-        if self.is_open(slot) {
-            return Ok(());
-        }
-        let deadline = Instant::now() + AGAIN.min(self.target.timeout());
-        let connection = loop {
-            match self.target.open_another() {
-                Ok(connection) => break connection,
-                Err(error) if self.target.is_stopped() || Instant::now() >= deadline => {
-                    return Err(error);
-                }
-                Err(_) => std::thread::sleep(BETWEEN_TRIES),
-            }
-        };
-        self.opened += 1;
-        if let Some(slot) = self.slots.get_mut(slot) {
-            *slot = Slot {
-                connection: Some(connection),
-                ..Slot::default()
-            };
-        }
-        Ok(())
-    }
-
-    /// Nobody wants a connection to be closed any more.
-    pub(crate) fn stay(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.leaving = false);
-    }
-
-    /// The slots without a connection.
-    pub(crate) fn closed(&self) -> Vec<usize> {
-        (0..self.len())
-            .filter(|&slot| !self.is_open(slot))
-            .collect()
-    }
-
-    /// The connection is gone, with all that it had in flight. Nobody waits for it any more.
-    fn forget(&mut self, slot: usize) {
-        self.observer
-            .record(&Event::Disconnect { conn: number(slot) });
-        if let Some(slot) = self.slots.get_mut(slot) {
-            slot.connection = None;
-            slot.leaving = false;
-            let in_flight = slot.in_flight.drain().map(|(_, it)| it.ticket);
-            self.answered.extend(in_flight);
-        }
-    }
-
-    /// Takes what a dead server has said, until all connections have ended.
-    ///
-    /// # Errors
-    ///
-    /// If one does not end: then the server is not dead.
-    pub(crate) fn drain(&mut self, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
-        while self.slots.iter().any(|it| it.connection.is_some()) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(
-                !left.is_zero(),
-                "the restart command has returned, but the connections to the old server are \
-                 alive: it has to kill the server, with kill -9, and start it again"
-            );
-            self.turn(left)?;
-        }
-        self.answered.clear();
-        Ok(())
-    }
-
-    /// Says goodbye to all.
-    pub(crate) fn close(&mut self) {
-        for slot in 0..self.len() {
-            self.leave(slot, Farewell::Polite, true);
-        }
-    }
-
-    fn patience(&self, time: Duration) -> Patience<'a> {
-        Patience {
-            deadline: Instant::now() + time.min(self.target.timeout()),
-            signals: Some(self.target.signals()),
-        }
-    }
 }
 
 /// Slots are connections of the history; a connection that comes again has its old number.
 fn number(slot: usize) -> u32 {
     u32::try_from(slot).unwrap_or(u32::MAX)
-}
-
-fn submit(
-    connection: &mut Connection,
-    what: What,
-    content: Content,
-    pattern: Option<Pattern>,
-    granule: u64,
-) -> Result<Cookie, Error> {
-    let flags = |fua| match fua {
-        Fua::Yes => CommandFlags::FUA,
-        Fua::No => CommandFlags::empty(),
-    };
-    let length = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    match what {
-        What::Read(at) => connection.read(at.offset, length(at.length), Vec::new()),
-        What::Write(at, fua) => {
-            let mut bytes = vec![0; length(at.length)];
-            pattern
-                .unwrap_or_else(|| Pattern::new(0, granule))
-                .fill(content, at.offset, &mut bytes);
-            connection.write(at.offset, bytes, flags(fua))
-        }
-        What::Zero(at, fua) => connection.write_zeroes(at.offset, at.length, flags(fua)),
-        What::Trim(at, fua) => connection.trim(at.offset, at.length, flags(fua)),
-        What::Flush => connection.flush(),
-        What::Cache(at) => connection.cache(at.offset, at.length),
-        What::Status(at) => connection.block_status(at.offset, at.length),
-    }
-}
-
-/// As the history has it.
-fn command(what: What, content: Content) -> Option<Command> {
-    Some(match what {
-        What::Read(extent) => Command::Read { extent },
-        What::Write(extent, fua) => Command::Write {
-            extent,
-            content,
-            fua: fua == Fua::Yes,
-        },
-        What::Zero(extent, fua) => Command::Zero {
-            extent,
-            fua: fua == Fua::Yes,
-        },
-        What::Trim(extent, fua) => Command::Trim {
-            extent,
-            fua: fua == Fua::Yes,
-        },
-        What::Flush => Command::Flush,
-        What::Cache(_) | What::Status(_) => return None,
-    })
 }

@@ -68,7 +68,7 @@ use layout::Layout;
 use observer::Observer;
 use options::Options;
 use progress::Progress;
-use report::Setup;
+use report::{Setup, count};
 use restart::Restarts;
 use shared::connection::Connection;
 use shared::signals::Signals;
@@ -330,8 +330,8 @@ fn gather(
             Ok(connection) => connections.push(connection),
             Err(error) if error.is::<Mismatch>() => return Err(error),
             Err(error) => {
-                let count = connections.len();
-                say(&format!("going on with {count} connections: {error:#}"));
+                let several = count(connections.len(), "connection");
+                say(&format!("going on with {several}: {error:#}"));
                 break;
             }
         }

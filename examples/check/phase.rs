@@ -21,11 +21,13 @@ pub(crate) struct Phase {
 }
 
 impl Phase {
-    /// Any, where there are so many cells. Within the time `whole`, there are to be several.
-    pub(crate) fn any(cells: usize, whole: Duration, dice: &mut Dice) -> Self {
+    /// Any, where there are so many cells. Within the time `whole`, there are to be several. Where
+    /// everything takes long, there is seldom only one scene: `slow`.
+    pub(crate) fn any(cells: usize, whole: Duration, slow: bool, dice: &mut Dice) -> Self {
+        let alone = if slow { 20 } else { 50 };
         let (at_once, most) = match dice.below(100) {
-            0..=49 => (1, 1 + dice.index(2)),
-            50..=74 => (2 + dice.index(2), 2 + dice.index(3)),
+            number if number < alone => (1, 1 + dice.index(2)),
+            number if number < 75 => (2 + dice.index(2), 2 + dice.index(3)),
             _ => (4 + dice.index(9), cells),
         };
         let mut all: Vec<usize> = (0..cells).collect();
@@ -50,7 +52,9 @@ mod tests {
     fn phases_are_of_all_kinds_and_many_fit_in_the_time() {
         let mut dice = Dice::new(2);
         let whole = Duration::from_secs(2);
-        let phases: Vec<_> = (0..500).map(|_| Phase::any(16, whole, &mut dice)).collect();
+        let phases: Vec<_> = (0..500)
+            .map(|_| Phase::any(16, whole, false, &mut dice))
+            .collect();
         for phase in &phases {
             assert!(phase.length >= SHORTEST && phase.length <= whole / 8);
             assert!(!phase.cells.is_empty() && phase.cells.iter().all(|&it| it < 16));
@@ -63,6 +67,6 @@ mod tests {
                 .any(|it| it.at_once > 8 && it.cells.len() == 16)
         );
         assert!(phases.iter().any(|it| it.crowded));
-        assert_eq!(Phase::any(1, Duration::ZERO, &mut dice).cells, [0]);
+        assert_eq!(Phase::any(1, Duration::ZERO, true, &mut dice).cells, [0]);
     }
 }

@@ -86,11 +86,11 @@ impl Setup<'_> {
         };
         let _ = writeln!(
             text,
-            "{verb} {} in {} places by blocks of {}, on {} connections, with --seed {}",
+            "{verb} {} in {} by blocks of {}, on {}, with --seed {}",
             display_size(self.layout.bytes()),
-            self.layout.cells().len(),
+            count(self.layout.cells().len(), "place"),
             self.layout.granule(),
-            self.connections,
+            count(self.connections, "connection"),
             self.seed
         );
         text
@@ -153,6 +153,12 @@ impl Setup<'_> {
             "violation": verdict.broken.as_ref().map(broken_to_json),
         })
     }
+}
+
+/// So many of something.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{ending}")
 }
 
 fn broken_to_json(broken: &Broken) -> Value {

@@ -197,10 +197,24 @@ impl Stage<'_> {
         self.abilities.flush.then(|| script.send(role, What::Flush))
     }
 
-    /// A flush, and its answer.
-    pub(crate) fn flush_and_wait(&self, script: &mut Script, role: Role) {
-        if let Some(flush) = self.flush(script, role) {
-            script.wait(flush);
+    /// A flush, and its answer. Within it, somebody may look at `watched`, and may keep what was
+    /// there before.
+    pub(crate) fn flush_and_wait(&mut self, script: &mut Script, role: Role, watched: Extent) {
+        let Some(flush) = self.flush(script, role) else {
+            return;
+        };
+        let mut reads = Vec::new();
+        if self.dice.percent(40) {
+            for _ in 0..1 + self.dice.below(3) {
+                self.pause(script, Kind::Flush, 60);
+                let reader = self.dice.index(self.roles);
+                reads.push((reader, script.send(reader, What::Read(watched))));
+            }
+        }
+        script.wait(flush);
+        for (reader, read) in reads {
+            script.wait(read);
+            script.ask(reader, What::Read(watched));
         }
     }
 
@@ -238,10 +252,10 @@ impl Stage<'_> {
     }
 
     /// Caches that are emptied by a flush have something to fetch.
-    pub(crate) fn forget(&mut self, script: &mut Script) {
+    pub(crate) fn forget(&mut self, script: &mut Script, extent: Extent) {
         if self.dice.percent(60) {
             let role = self.dice.index(self.roles);
-            self.flush_and_wait(script, role);
+            self.flush_and_wait(script, role, extent);
         }
     }
 

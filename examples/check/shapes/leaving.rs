@@ -16,7 +16,10 @@ pub(super) fn leaves_dirty(stage: &mut Stage<'_>, script: &mut Script) {
     if other == A {
         script.join(A);
     }
-    stage.flush_and_wait(script, other);
+    // Nobody looks at it before it is over: the one who would may be away.
+    if let Some(flush) = stage.flush(script, other) {
+        script.wait(flush);
+    }
     if other != A {
         script.ask(other, What::Read(spot));
     }

@@ -13,11 +13,11 @@ pub(super) fn older_wins(stage: &mut Stage<'_>, script: &mut Script) {
         script.ask(writer, write);
         writer = stage.another(writer);
     }
-    stage.flush_and_wait(script, C);
+    stage.flush_and_wait(script, C, spot);
     stage.all_read(script, spot);
     if stage.dice.percent(40) {
         let last = stage.another(C);
-        stage.flush_and_wait(script, last);
+        stage.flush_and_wait(script, last, spot);
         stage.all_read(script, spot);
     }
 }
@@ -33,7 +33,7 @@ pub(super) fn fua_over_older(stage: &mut Stage<'_>, script: &mut Script) {
         stage.all_read(script, spot);
     }
     let last = stage.another(A);
-    stage.flush_and_wait(script, last);
+    stage.flush_and_wait(script, last, spot);
     stage.all_read(script, spot);
 }
 
@@ -53,7 +53,7 @@ pub(super) fn neighbours(stage: &mut Stage<'_>, script: &mut Script) {
     }
     script.wait_all();
     let flusher = stage.dice.index(stage.roles);
-    stage.flush_and_wait(script, flusher);
+    stage.flush_and_wait(script, flusher, spot);
     stage.all_read(script, spot);
     stage.all_read(script, last);
 }
@@ -70,9 +70,9 @@ pub(super) fn overlap(stage: &mut Stage<'_>, script: &mut Script) {
         script.send(C, What::Read(spot));
     }
     script.wait_all();
-    stage.flush_and_wait(script, C);
+    stage.flush_and_wait(script, C, spot);
     stage.all_read(script, spot);
-    stage.flush_and_wait(script, A);
+    stage.flush_and_wait(script, A, spot);
     stage.all_read(script, spot);
 }
 
@@ -97,6 +97,6 @@ pub(super) fn zeroed(stage: &mut Stage<'_>, script: &mut Script) {
         script.ask(A, What::Write(again, Fua::No));
     }
     let flusher = stage.another(other);
-    stage.flush_and_wait(script, flusher);
+    stage.flush_and_wait(script, flusher, spot);
     stage.all_read(script, around);
 }

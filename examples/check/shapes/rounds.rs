@@ -28,7 +28,7 @@ pub(super) fn read_between(stage: &mut Stage<'_>, script: &mut Script) {
 /// A's read is on its way, with old data, while what B wrote is flushed.
 pub(super) fn read_across(stage: &mut Stage<'_>, script: &mut Script) {
     let spot = stage.spot();
-    stage.forget(script);
+    stage.forget(script, spot);
     // What is long takes long.
     let around = if stage.dice.percent(40) {
         stage.widely(spot)
@@ -54,13 +54,13 @@ pub(super) fn read_across(stage: &mut Stage<'_>, script: &mut Script) {
 pub(super) fn write_fills(stage: &mut Stage<'_>, script: &mut Script) {
     let spot = stage.spot();
     let other = stage.neighbour(spot);
-    stage.forget(script);
+    stage.forget(script, spot);
     let held = stage.modification(other);
     let write = stage.modification(spot);
     across(stage, script, held, write);
     if stage.dice.percent(50) {
         let last = stage.another(C);
-        stage.flush_and_wait(script, last);
+        stage.flush_and_wait(script, last, spot);
     }
     stage.all_read(script, spot);
     stage.all_read(script, other);
@@ -73,7 +73,9 @@ fn across(stage: &mut Stage<'_>, script: &mut Script, held: What, write: What) {
         script.send(A, held);
         stage.pause(script, kind, 80);
         script.ask(B, write);
-        stage.flush_and_wait(script, C);
+        if let Some(flush) = stage.flush(script, C) {
+            script.wait(flush);
+        }
     } else {
         script.ask(B, write);
         script.send(A, held);
@@ -100,7 +102,7 @@ pub(super) fn two_rounds(stage: &mut Stage<'_>, script: &mut Script) {
     let write = stage.modification(elsewhere);
     script.ask(B, write);
     let last = stage.another(A);
-    stage.flush_and_wait(script, last);
+    stage.flush_and_wait(script, last, spot);
     script.wait_all();
     stage.all_read(script, spot);
     stage.all_read(script, elsewhere);

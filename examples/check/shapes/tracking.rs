@@ -24,7 +24,7 @@ pub(super) fn executing(stage: &mut Stage<'_>, script: &mut Script) {
     } else {
         stage.another(A)
     };
-    stage.flush_and_wait(script, last);
+    stage.flush_and_wait(script, last, spot);
     stage.all_read(script, spot);
 }
 
@@ -41,7 +41,7 @@ pub(super) fn pipelined(stage: &mut Stage<'_>, script: &mut Script) {
     } else {
         stage.another(A)
     };
-    stage.flush_and_wait(script, last);
+    stage.flush_and_wait(script, last, spot);
     stage.all_read(script, spot);
 }
 
@@ -63,7 +63,7 @@ pub(super) fn inside_a_flush(stage: &mut Stage<'_>, script: &mut Script) {
     script.send(A, write);
     script.wait_all();
     let last = stage.another(A);
-    stage.flush_and_wait(script, last);
+    stage.flush_and_wait(script, last, spot);
     stage.all_read(script, spot);
 }
 
@@ -74,11 +74,11 @@ pub(super) fn after_fua(stage: &mut Stage<'_>, script: &mut Script) {
     let write = stage.forced(spot);
     script.ask(A, write);
     if stage.dice.percent(70) {
-        stage.flush_and_wait(script, A);
+        stage.flush_and_wait(script, A, spot);
     }
     if stage.dice.percent(70) {
         let other = stage.another(A);
-        stage.flush_and_wait(script, other);
+        stage.flush_and_wait(script, other, spot);
     }
     stage.all_read(script, spot);
 }
@@ -90,9 +90,9 @@ pub(super) fn by_another_first(stage: &mut Stage<'_>, script: &mut Script) {
     let write = stage.modification(spot);
     script.ask(A, write);
     let other = stage.another(A);
-    stage.flush_and_wait(script, other);
+    stage.flush_and_wait(script, other, spot);
     if stage.dice.percent(60) {
-        stage.flush_and_wait(script, A);
+        stage.flush_and_wait(script, A, spot);
     }
     stage.all_read(script, spot);
 }

@@ -25,7 +25,7 @@ pub(super) fn anything(stage: &mut Stage<'_>, script: &mut Script) {
     }
     script.wait_all();
     let last = stage.dice.index(stage.roles);
-    stage.flush_and_wait(script, last);
+    stage.flush_and_wait(script, last, home);
     for place in places {
         stage.all_read(script, place);
     }

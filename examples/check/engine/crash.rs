@@ -1,0 +1,59 @@
+//! Crashes in the middle of it all.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nbd_proto::conformance::Event;
+
+use super::super::restart::Restarts;
+use super::super::script::Script;
+use super::{Engine, TICK};
+
+/// How long a dead server's last words may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+impl Engine<'_> {
+    /// Has the server killed while everything goes on, and looks at what is left.
+    pub(super) fn restart(&mut self) -> Result<()> {
+        let Some(mut restarts) = self.restarts.take() else {
+            return Ok(());
+        };
+        let restarted = self.restart_with(&mut restarts);
+        self.restarts = Some(restarts);
+        restarted
+    }
+
+    fn restart_with(&mut self, restarts: &mut Restarts) -> Result<()> {
+        self.fleet.dying = true;
+        restarts.begin()?;
+        while !restarts.is_over()? {
+            self.turn()?;
+            if self.is_over() {
+                // Whatever it is doing to the server, it is to be let finish.
+                while !restarts.is_over()? {
+                    std::thread::sleep(TICK);
+                }
+                return Ok(());
+            }
+        }
+        self.fleet.drain(LAST_WORDS)?;
+        self.abandon();
+        self.fleet.observer.record(&Event::Crash);
+        self.fleet.observer.record(&Event::Reopen);
+        self.fleet.dying = false;
+        self.job.progress.killed(restarts.done);
+        if self.is_over() {
+            return Ok(());
+        }
+        for slot in self.fleet.closed() {
+            self.fleet
+                .join(slot)
+                .context("the restart command has returned, but there is no server")?;
+        }
+        self.touched.clear();
+        let all: Vec<usize> = (0..self.job.layout.cells().len()).collect();
+        let mut script = Script::default();
+        self.look_at(&all, &mut script);
+        self.perform(script)
+    }
+}

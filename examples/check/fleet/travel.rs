@@ -1,0 +1,122 @@
+//! Connections that come and go.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nbd_proto::conformance::Event;
+
+use super::super::script::Farewell;
+use super::super::shared::stream::Patience;
+use super::{Fleet, GOODBYE, Slot, number};
+
+/// How long it is tried to connect again: a server may need a moment to see that one left.
+const AGAIN: Duration = Duration::from_secs(10);
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+
+impl<'a> Fleet<'a> {
+    /// Closes a connection as soon as it has nothing in flight, or at once. Whether it is closed.
+    pub(crate) fn leave(&mut self, slot: usize, farewell: Farewell, at_once: bool) -> bool {
+        let patience = self.patience(GOODBYE);
+        let Some(it) = self.slots.get_mut(slot) else {
+            return true;
+        };
+        it.leaving = true;
+        if !it.in_flight.is_empty() && !at_once {
+            return false;
+        }
+        match (it.connection.take(), farewell) {
+            (Some(connection), Farewell::Polite) => connection.disconnect(patience),
+            (Some(connection), Farewell::Abrupt) => drop(connection),
+            (None, _) => return true,
+        }
+        self.forget(slot);
+        true
+    }
+
+    /// Connects again.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be done, or something else is found there.
+    pub(crate) fn join(&mut self, slot: usize) -> Result<()> {
+        if self.is_open(slot) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + AGAIN.min(self.target.timeout());
+        let connection = loop {
+            match self.target.open_another() {
+                Ok(connection) => break connection,
+                Err(error) if self.target.is_stopped() || Instant::now() >= deadline => {
+                    return Err(error);
+                }
+                Err(_) => std::thread::sleep(BETWEEN_TRIES),
+            }
+        };
+        self.opened += 1;
+        if let Some(slot) = self.slots.get_mut(slot) {
+            *slot = Slot {
+                connection: Some(connection),
+                ..Slot::default()
+            };
+        }
+        Ok(())
+    }
+
+    /// Nobody wants a connection to be closed any more.
+    pub(crate) fn stay(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.leaving = false);
+    }
+
+    /// The slots without a connection.
+    pub(crate) fn closed(&self) -> Vec<usize> {
+        (0..self.len())
+            .filter(|&slot| !self.is_open(slot))
+            .collect()
+    }
+
+    /// The connection is gone, with all that it had in flight. Nobody waits for it any more.
+    pub(super) fn forget(&mut self, slot: usize) {
+        self.observer
+            .record(&Event::Disconnect { conn: number(slot) });
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.connection = None;
+            slot.leaving = false;
+            let in_flight = slot.in_flight.drain().map(|(_, it)| it.ticket);
+            self.answered.extend(in_flight);
+        }
+    }
+
+    /// Takes what a dead server has said, until all connections have ended.
+    ///
+    /// # Errors
+    ///
+    /// If one does not end: then the server is not dead.
+    pub(crate) fn drain(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while self.slots.iter().any(|it| it.connection.is_some()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(
+                !left.is_zero(),
+                "the restart command has returned, but the connections to the old server are \
+                 alive: it has to kill the server, with kill -9, and start it again"
+            );
+            self.turn(left)?;
+        }
+        self.answered.clear();
+        Ok(())
+    }
+
+    /// Says goodbye to all.
+    pub(crate) fn close(&mut self) {
+        for slot in 0..self.len() {
+            self.leave(slot, Farewell::Polite, true);
+        }
+    }
+
+    fn patience(&self, time: Duration) -> Patience<'a> {
+        Patience {
+            deadline: Instant::now() + time.min(self.target.timeout()),
+            signals: Some(self.target.signals()),
+        }
+    }
+}
