@@ -97,6 +97,9 @@ impl<'a> Engine<'a> {
         if self.job.abilities.writes {
             let fill = self.fill();
             self.perform(fill)?;
+        } else {
+            let look = self.look_at_all();
+            self.perform(look)?;
         }
         while !self.is_time_up() && !self.is_over() {
             let cells = self.job.layout.cells().len();

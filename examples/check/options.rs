@@ -18,8 +18,8 @@ use super::import::ImportOptions;
 /// URI is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH, and with TLS nbds://... or
 /// nbds+unix://..., where tls-certificates=DIRECTORY names the place of ca-cert.pem and, if the
 /// server asks for them, client-cert.pem and client-key.pem. Nobody else may write to the export
-/// meanwhile. At most 2 MiB of it are written to, in 16 places from its beginning to its end, and
-/// what was written is left there.
+/// meanwhile. About 1 MiB of it is written to (4 MiB if its blocks are large), in up to 16 places
+/// from its beginning to its end, and what was written is left there.
 ///
 /// With --restart-command, the server is killed under load, and what is left then is checked, too.
 /// That is no power failure: what the server has handed to its operating system outlives it, be it

@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use nbd_proto::conformance::Event;
 
 use super::super::restart::Restarts;
-use super::super::script::Script;
 use super::{Engine, TICK};
 
 /// How long a dead server's last words may take to be read.
@@ -51,9 +50,7 @@ impl Engine<'_> {
                 .context("the restart command has returned, but there is no server")?;
         }
         self.touched.clear();
-        let all: Vec<usize> = (0..self.job.layout.cells().len()).collect();
-        let mut script = Script::default();
-        self.look_at(&all, &mut script);
-        self.perform(script)
+        let look = self.look_at_all();
+        self.perform(look)
     }
 }

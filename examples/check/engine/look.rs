@@ -61,7 +61,14 @@ impl Engine<'_> {
         self.perform(script)
     }
 
-    pub(super) fn look_at(&self, cells: &[usize], script: &mut Script) {
+    pub(super) fn look_at_all(&self) -> Script {
+        let all: Vec<usize> = (0..self.job.layout.cells().len()).collect();
+        let mut script = Script::default();
+        self.look_at(&all, &mut script);
+        script
+    }
+
+    fn look_at(&self, cells: &[usize], script: &mut Script) {
         let all = self.job.layout.cells();
         let extents = cells.iter().filter_map(|&it| Some((it, *all.get(it)?)));
         let look = |script: &mut Script, slot, extent: Extent| {
