@@ -1,7 +1,7 @@
 //! Judges an NBD server: `check URI` finds out whether what it promises about flush, FUA and
 //! multi-conn is so; see `check --help`.
 //!
-//! With `--import FILE`, [a history that was recorded earlier](import) is judged.
+//! With `--import FILE`, a history that was recorded earlier is judged (module `import`).
 //!
 //! With `--json FILE`, an object with the keys
 //!
