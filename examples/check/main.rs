@@ -1,6 +1,8 @@
 //! Judges an NBD server: `check URI` finds out whether what it promises about flush, FUA and
 //! multi-conn is so; see `check --help`.
 //!
+//! With `--import FILE`, a history that was recorded earlier is judged (module `import`).
+//!
 //! With `--json FILE`, an object with the keys
 //!
 //! - `uri`, `export`, `size` in bytes, `flags` (words), `reply-style` (`simple`, `structured`,
@@ -22,12 +24,14 @@ mod empty;
 mod engine;
 mod fleet;
 mod image;
+mod import;
 mod latency;
 mod layout;
 mod observer;
 mod options;
 mod phase;
 mod progress;
+mod record;
 mod report;
 mod restart;
 mod scene;
@@ -43,8 +47,10 @@ mod target;
 mod verdict;
 
 use std::collections::hash_map::RandomState;
+use std::fs;
 use std::hash::BuildHasher;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -57,6 +63,7 @@ use contents::Pattern;
 use dice::Dice;
 use engine::{Engine, Job};
 use fleet::Fleet;
+use import::{Header, Promised};
 use layout::Layout;
 use observer::Observer;
 use options::Options;
@@ -84,6 +91,13 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    if let Some(path) = &options.history.import {
+        let status = import(path, &options).unwrap_or_else(|error| {
+            say(&format!("{}: {error:#}", path.display()));
+            NO_VERDICT
+        });
+        return ExitCode::from(status);
+    }
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
@@ -134,7 +148,7 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
     let seed = options.seed.unwrap_or_else(random);
     let (mut observer, promise) = observe(&target, &layout, empty);
     if let Some(path) = &options.record {
-        observer.record_to(path, layout.granule())?;
+        observer.record_to(path, &header(promise, &layout, empty))?;
     }
     let shared = promise.is_multi_conn() || target.is_read_only();
     let connections = gather(options, &target, &layout, first, shared)?;
@@ -179,6 +193,24 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
     let mut verdict = Verdict::of(&engine, promise, result, signals.caught(), begun.elapsed());
     verdict.check_substance(target.abilities());
     conclude(options, &setup, &verdict)
+}
+
+/// Judges what was recorded earlier.
+///
+/// # Errors
+///
+/// If it cannot be judged.
+fn import(path: &Path, options: &Options) -> Result<u8> {
+    let imported = import::import(path, &options.history)?;
+    tell(&imported.to_string());
+    if let Some(path) = &options.json {
+        let text = format!("{:#}\n", imported.to_json());
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(match imported.verdict() {
+        import::Verdict::Broken => 1,
+        import::Verdict::Held | import::Verdict::None => 0,
+    })
 }
 
 /// Says what came of it, everywhere.
@@ -258,6 +290,20 @@ fn observe(target: &Target<'_>, layout: &Layout, empty: bool) -> (Observer, Prom
     let promise = target.promise(initial);
     let observer = Observer::new(promise, layout.granule(), target.is_read_only());
     (observer, promise)
+}
+
+/// What the record says of itself.
+const fn header(promise: nbd_proto::conformance::Promise, layout: &Layout, empty: bool) -> Header {
+    let promised = if promise.is_multi_conn() {
+        Promised::MultiConn
+    } else {
+        Promised::SingleConnection
+    };
+    let mut header = Header::new(layout.granule(), promised);
+    if !empty {
+        header.initial = Initial::Unknown;
+    }
+    header
 }
 
 /// As many connections as are wanted, or can be had, or have something to do.

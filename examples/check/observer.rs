@@ -5,8 +5,6 @@
 //! was taken from it. So the order of the events is one that has happened, and whatever is
 //! recorded as one after the other was so.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,6 +13,8 @@ use nbd_proto::conformance::{
 };
 
 use super::image::{Difference, Image};
+use super::import::Header;
+use super::record::Record;
 
 /// Why a server is to blame.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct Counters {
 pub(crate) struct Observer {
     checker: Checker,
     image: Option<Image>,
-    record: Option<BufWriter<File>>,
+    record: Option<Record>,
     counters: Counters,
     broken: Option<Broken>,
     /// Why nothing more can be observed.
@@ -69,21 +69,17 @@ impl Observer {
     /// # Errors
     ///
     /// If it cannot be created.
-    pub(crate) fn record_to(&mut self, path: &Path, granule: u64) -> Result<()> {
-        let create = || -> io::Result<_> {
-            let mut file = BufWriter::new(File::create(path)?);
-            writeln!(file, "granule {granule}")?;
-            Ok(file)
-        };
-        let file = create().with_context(|| format!("cannot write {}", path.display()))?;
-        self.record = Some(file);
+    pub(crate) fn record_to(&mut self, path: &Path, header: &Header) -> Result<()> {
+        let record = Record::create(path, header);
+        let record = record.with_context(|| format!("cannot write {}", path.display()))?;
+        self.record = Some(record);
         Ok(())
     }
 
     /// The next event.
     pub(crate) fn record(&mut self, event: &Event) {
-        if let Some(file) = &mut self.record
-            && let Err(error) = writeln!(file, "{event}")
+        if let Some(record) = &mut self.record
+            && let Err(error) = record.write(event)
         {
             self.record = None;
             self.fail(format!("cannot write the record: {error}"));
@@ -148,8 +144,8 @@ impl Observer {
 
     /// Nothing more comes: the record is complete.
     pub(crate) fn finish(&mut self) {
-        if let Some(mut file) = self.record.take()
-            && let Err(error) = file.flush()
+        if let Some(record) = self.record.take()
+            && let Err(error) = record.finish()
         {
             self.fail(format!("cannot write the record: {error}"));
         }
@@ -189,6 +185,8 @@ mod tests {
         }
     }
 
+    const HEADER: Header = Header::new(512, super::super::import::Promised::MultiConn);
+
     const LOST: &str = "c0 write #1 0+512 =1
         c0 done #1
         c1 flush #1
@@ -212,7 +210,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("history");
         let mut observer = Observer::new(Promise::MULTI_CONN, 512, false);
-        observer.record_to(&path, 512).unwrap();
+        observer.record_to(&path, &HEADER).unwrap();
         observe(&mut observer, LOST);
         observer.finish();
         let written: History = std::fs::read_to_string(path).unwrap().parse().unwrap();
@@ -223,7 +221,7 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_written_is_no_verdict() {
         let mut observer = Observer::new(Promise::MULTI_CONN, 512, false);
-        if observer.record_to(Path::new("/dev/full"), 512).is_ok() {
+        if observer.record_to(Path::new("/dev/full"), &HEADER).is_ok() {
             observe(&mut observer, LOST);
             observer.finish();
             assert!(observer.failure().is_some());

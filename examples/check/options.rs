@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use super::import::ImportOptions;
+
 /// Find out whether an NBD server keeps its promise: whether a flush, FUA and multi-conn do what
 /// they have to. It OVERWRITES parts of the export.
 ///
@@ -25,13 +27,15 @@ use clap::Parser;
 ///
 /// Exit status: 0 if the promise held; 1 if it was broken, or a rule of the protocol was; 2 if the
 /// command line is wrong, or it could not be found out, as when there is no server or it does not
-/// answer; 128 + its number if a signal ended it before.
+/// answer; 128 + its number if a signal ended it before. Of a recorded history (--import): 0 if
+/// nothing in it contradicts the promise, also if nothing could; 1 if it does; 2 if it cannot be
+/// read, is no history, or is one that cannot have happened.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "check", version)]
 pub(crate) struct Options {
     /// Which server, and which of its exports
-    #[arg(value_name = "URI")]
-    pub(crate) uri: String,
+    #[arg(value_name = "URI", required_unless_present = "import")]
+    pub(crate) uri: Option<String>,
 
     /// How many connections
     #[arg(long, short = 'C', value_name = "N", default_value = "4",
@@ -72,7 +76,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 
-    /// Write all events to a file, as text
+    /// Write all events to a file: as JSON lines if its name ends in .jsonl, or else as text
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
 
@@ -93,6 +97,9 @@ pub(crate) struct Options {
     /// No progress bar, and no words but the verdict
     #[arg(long, short)]
     pub(crate) quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) history: ImportOptions,
 }
 
 impl Options {
@@ -129,6 +136,12 @@ mod tests {
     }
 
     #[test]
+    fn a_history_is_judged_instead_of_a_server() {
+        let options = parse(&["--import", "file", "--json", "out"]).unwrap();
+        assert_eq!((options.uri, options.history.format), (None, None));
+    }
+
+    #[test]
     fn limits_are_limits() {
         for wrong in [
             &["--connections", "0"][..],
@@ -139,6 +152,9 @@ mod tests {
             &["--restarts", "3"],
             &["--restart-command", "true", "--restarts", "0"],
             &["--restart-command", "true", "--read-only"],
+            &["--import", "file"],
+            &["--format", "json"],
+            &["--promise", "multi-conn"],
         ] {
             assert!(parse(&[&["nbd://h"], wrong].concat()).is_err(), "{wrong:?}");
         }

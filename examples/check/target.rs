@@ -40,7 +40,8 @@ impl<'a> Target<'a> {
     ///
     /// If the command line is wrong, or there is no such server or export.
     pub(crate) fn find(options: &Options, signals: &'a Signals) -> Result<(Self, Connection)> {
-        let uri = NbdUri::parse(&options.uri).with_context(|| options.uri.clone())?;
+        let words = options.uri.as_deref().context("no URI is given")?;
+        let uri = NbdUri::parse(words).with_context(|| words.to_owned())?;
         ensure!(
             uri.tls || options.tls_ca.is_none(),
             "{uri}: --tls-ca is for nbds:// and nbds+unix://, which mean TLS"

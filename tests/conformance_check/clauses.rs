@@ -483,6 +483,38 @@ fn what_is_forgotten_for_want_of_room_is_never_accused() {
     assert!(record(&mut checker, "c1 data #1 =50").is_err());
 }
 
+/// However much is written in between, elsewhere and there.
+#[test]
+fn a_server_that_goes_back_to_what_it_began_with_has_lost_what_was_flushed() {
+    let mut checker = Checker::new(MULTI, 512);
+    let mut record = |lines: &str| {
+        let mut events = lines.lines().map(|it| it.parse::<Event>().unwrap());
+        events.try_for_each(|it| checker.record(&it))
+    };
+    for round in 0..2 {
+        // From the first crash on, what was left by it: the last content of the first round.
+        let began_with = round * 6000;
+        for content in round * 6000 + 1..=(round + 1) * 6000 {
+            let offset = if content % 10 == 0 { 0 } else { content * 512 };
+            let write = format!("c0 write #1 {offset}+512 ={content}\nc0 done #1");
+            record(&format!("{write}\nc1 flush #1\nc1 done #1")).unwrap();
+        }
+        record("crash\nreopen").unwrap();
+        if round == 0 {
+            record("c0 read #1 0+512\nc0 data #1 =6000").unwrap();
+            continue;
+        }
+        let found = format!("c0 read #1 0+512\nc0 data #1 ={began_with}");
+        let Err(CheckError::Violation(violation)) = record(&found) else {
+            panic!("it is accused");
+        };
+        assert_eq!(violation.clause(), Clause::Durability, "{violation}");
+        let roles: Vec<Role> = violation.steps().iter().map(|it| it.role).collect();
+        let expected = [Role::Old, Role::New, Role::Cover, Role::Crash, Role::Wrong];
+        assert_eq!(roles, expected, "{violation}");
+    }
+}
+
 #[test]
 fn an_explanation_names_who_wrote_what_was_found_and_what_was_to_be_found() {
     let text = format!("{FLUSHED}\nc0 write #2 0+512 =2\nc0 done #2\nc3 flush #1\nc3 done #1");

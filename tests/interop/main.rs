@@ -1,11 +1,12 @@
-//! Real NBD programs against `examples/serve`, `examples/copy` and `examples/info`.
+//! Real NBD programs against `examples/serve`, `examples/copy`, `examples/info` and
+//! `examples/check`.
 //!
 //! Every test starts its own server, on a port or a socket that nobody else has, and stops what
 //! it started. A program that is not installed is a failure, with the name of its Debian package:
-//! a suite that skips proves nothing. `live` needs nbdkit-plugin-python, too.
+//! a suite that skips proves nothing. `live` and `check` need nbdkit-plugin-python, too.
 //!
-//! `INTEROP_SEED`, `INTEROP_COPY_MIB`, `INTEROP_KILL_ROUNDS` and `INTEROP_FIO_SECONDS` change
-//! what they name. `INTEROP_SERVE=nbdkit` and `INTEROP_COPY=nbdcopy` put those programs in the
+//! `INTEROP_SEED`, `INTEROP_COPY_MIB`, `INTEROP_KILL_ROUNDS`, `INTEROP_FIO_SECONDS`,
+//! `INTEROP_CHECK_SEEDS`, `INTEROP_CHECK_SECONDS` and `INTEROP_CHECK_KILLS` change what they name. `INTEROP_SERVE=nbdkit` and `INTEROP_COPY=nbdcopy` put those programs in the
 //! place of ours (and nbdkit's multi-conn filter over a cache in Python in the place of `--cache`).
 //! What passes there is right in the suite; what fails there should be a fault that those programs
 //! are known for:
@@ -43,6 +44,7 @@ mod tls_support;
 // The subjects.
 mod allocation;
 mod bad_input;
+mod check;
 mod copy;
 mod copy_lies;
 mod copy_nbdkit;

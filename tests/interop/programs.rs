@@ -13,10 +13,12 @@ pub(crate) fn example(name: &'static str) -> &'static Path {
     static SERVE: LazyLock<PathBuf> = LazyLock::new(|| build("serve"));
     static COPY: LazyLock<PathBuf> = LazyLock::new(|| build("copy"));
     static INFO: LazyLock<PathBuf> = LazyLock::new(|| build("info"));
+    static CHECK: LazyLock<PathBuf> = LazyLock::new(|| build("check"));
     match name {
         "serve" => &SERVE,
         "copy" => &COPY,
         "info" => &INFO,
+        "check" => &CHECK,
         _ => panic!("no example is called {name}"),
     }
 }

@@ -31,6 +31,21 @@ pub(crate) fn fio_seconds() -> u64 {
     number("INTEROP_FIO_SECONDS", 5)
 }
 
+/// How many seeds each good server is tried with.
+pub(crate) fn check_seeds() -> u64 {
+    number("INTEROP_CHECK_SEEDS", 3)
+}
+
+/// For how long each.
+pub(crate) fn check_seconds() -> u32 {
+    u32::try_from(number("INTEROP_CHECK_SECONDS", 1)).expect("fewer seconds")
+}
+
+/// How often each good server is killed.
+pub(crate) fn check_kills() -> u32 {
+    u32::try_from(number("INTEROP_CHECK_KILLS", 5)).expect("fewer kills")
+}
+
 /// Whether nbdkit takes the place of `serve`.
 pub(crate) fn serve_is_nbdkit() -> bool {
     env::var("INTEROP_SERVE").is_ok_and(|program| program == "nbdkit")

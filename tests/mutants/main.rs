@@ -4,7 +4,8 @@
 //!
 //! The crate is copied to a temporary directory; there one mutant after the other is applied,
 //! built and tested. `cargo test --test mutants -- --ignored` runs them all, and
-//! with `MUTANT=words` in the environment only those whose name contains the words.
+//! with `MUTANT=words` in the environment only those whose name contains the words. Some are also
+//! [seen by clients](served) of a server that is built with them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -19,6 +20,7 @@ mod conformance;
 mod flush;
 mod list;
 mod multiplex;
+mod served;
 
 use list::{Edit, Mutant};
 
@@ -141,18 +143,28 @@ struct Copy {
 }
 
 impl Copy {
+    /// The library and the suites.
     fn new() -> Self {
+        let suites = SUITES.map(|(suite, _)| format!("tests/{suite}"));
+        let parts: Vec<&str> = suites.iter().map(String::as_str).collect();
+        let targets = SUITES.map(|(suite, _)| {
+            format!("\n[[test]]\nname = \"{suite}\"\npath = \"tests/{suite}/main.rs\"\n")
+        });
+        let parts = [&parts[..], &["tests/data"]].concat();
+        Self::of(&parts, &DEV_DEPENDENCIES, &targets.concat())
+    }
+
+    /// The library and these parts, with the targets that are among them.
+    fn of(parts: &[&str], dev_dependencies: &[&str], targets: &str) -> Self {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let to = directory.path();
-        copy_all(&root().join("src"), &to.join("src"));
-        for (suite, _) in SUITES {
-            let tests = Path::new("tests").join(suite);
-            copy_all(&root().join(&tests), &to.join(&tests));
+        for part in ["src"].iter().chain(parts) {
+            copy_all(&root().join(part), &to.join(part));
         }
-        copy_all(&root().join("tests/data"), &to.join("tests/data"));
         fs::copy(root().join("Cargo.lock"), to.join("Cargo.lock")).unwrap();
         let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
-        fs::write(to.join("Cargo.toml"), reduced(&manifest)).unwrap();
+        let manifest = reduced(&manifest, dev_dependencies) + targets + "\n[workspace]\n";
+        fs::write(to.join("Cargo.toml"), manifest).unwrap();
         Self { directory }
     }
 
@@ -170,17 +182,22 @@ impl Copy {
 
     /// The tests that fail with this mutant.
     fn failures_with(&self, mutant: &Mutant) -> BTreeSet<String> {
+        self.with(mutant, || self.test(mutant.name, suite(mutant)).1)
+    }
+
+    /// Does something while the source is so.
+    fn with<T>(&self, mutant: &Mutant, act: impl FnOnce() -> T) -> T {
         for edit in mutant.edits {
             let file = self.path(edit.file);
             let source = fs::read_to_string(&file).unwrap();
             fs::write(&file, apply(mutant.name, edit, &source)).unwrap();
         }
-        let (_, failed) = self.test(mutant.name, suite(mutant));
+        let done = act();
         for edit in mutant.edits {
             let original = fs::read(root().join(edit.file)).unwrap();
             fs::write(self.path(edit.file), original).unwrap();
         }
-        failed
+        done
     }
 
     /// Builds the suite and runs it: the tests that passed, and those that failed.
@@ -284,9 +301,9 @@ fn is_needed(extension: &OsStr) -> bool {
     extension == "rs" || extension == "json" || extension == "md"
 }
 
-/// The manifest with no other target than the library and the suite, and without the
-/// dependencies that only others need.
-fn reduced(manifest: &str) -> String {
+/// The manifest with no other target than the library, and without the dependencies that only
+/// others need.
+fn reduced(manifest: &str, dev_dependencies: &[&str]) -> String {
     let mut reduced = String::new();
     let mut section = "";
     for line in manifest.lines() {
@@ -295,7 +312,7 @@ fn reduced(manifest: &str) -> String {
         }
         let name = line.split([' ', '=']).next().unwrap_or_default();
         let keep = match section {
-            "[dev-dependencies]" => line == section || DEV_DEPENDENCIES.contains(&name),
+            "[dev-dependencies]" => line == section || dev_dependencies.contains(&name),
             section => !section.starts_with("[[") && !section.starts_with("[workspace"),
         };
         if keep {
@@ -304,11 +321,5 @@ fn reduced(manifest: &str) -> String {
             reduced.push('\n');
         }
     }
-    for (suite, _) in SUITES {
-        reduced.push_str(&format!(
-            "\n[[test]]\nname = \"{suite}\"\npath = \"tests/{suite}/main.rs\"\n"
-        ));
-    }
-    reduced.push_str("\n[workspace]\n");
     reduced
 }

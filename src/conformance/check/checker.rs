@@ -20,6 +20,10 @@ const MOST_BLOCKS: u64 = 1 << 20;
 /// Effects that nothing may find any more, kept to explain what does.
 const GRAVES: usize = 4096;
 
+/// Blocks of which it is remembered in the same way what they began with: a server that loses what
+/// it should have kept goes back to that, however much was written since.
+const ORIGINS: usize = 1 << 16;
+
 /// What a block is allowed to have by default before older effects are forgotten.
 const DEFAULT_EFFECTS: usize = 32;
 
@@ -88,11 +92,17 @@ pub(super) struct Crash {
 pub(super) struct Graves {
     most: usize,
     effects: VecDeque<(u64, Effect, Why)>,
+    /// What was there when the server came up, at the beginning or after a crash.
+    origins: BTreeMap<u64, (Effect, Why)>,
 }
 
 impl Graves {
     fn add(&mut self, block: u64, gone: &mut Vec<(Effect, Why)>) {
         for (effect, why) in gone.drain(..) {
+            let known = self.origins.len() < ORIGINS || self.origins.contains_key(&block);
+            if known && (effect.survivor || effect.kind == Kind::Initial) {
+                self.origins.insert(block, (effect.clone(), why));
+            }
             if self.effects.len() >= self.most {
                 self.effects.pop_front();
             }
@@ -104,7 +114,9 @@ impl Graves {
     pub(super) fn find(&self, block: u64, content: Content) -> Option<(&Effect, Why)> {
         let mut latest_first = self.effects.iter().rev();
         let grave = latest_first.find(|it| it.0 == block && it.1.content == content);
-        grave.map(|it| (&it.1, it.2))
+        let grave = grave.map(|it| (&it.1, it.2));
+        let origin = self.origins.get(&block).map(|it| (&it.0, it.1));
+        grave.or(origin.filter(|it| it.0.content == content))
     }
 }
 
@@ -146,6 +158,7 @@ impl Checker {
             graves: Graves {
                 most: GRAVES,
                 effects: VecDeque::new(),
+                origins: BTreeMap::new(),
             },
             gone: Vec::new(),
             summary: Summary::default(),
@@ -173,7 +186,8 @@ impl Checker {
     #[must_use]
     pub fn remembered(&self) -> usize {
         let effects: usize = self.blocks.iter().map(|it| it.effects.len()).sum();
-        effects + self.in_flight.len() + self.connections.len() + self.graves.effects.len()
+        let graves = self.graves.effects.len() + self.graves.origins.len();
+        effects + self.in_flight.len() + self.connections.len() + graves
     }
 
     /// The next event.
