@@ -145,11 +145,11 @@ proptest! {
             prop_assert_eq!(taken, Some(*request));
             prop_assert_eq!(requests.payload_left(), payload.len() as u64);
             let mut memory = vec![0; *read];
-            insist(|| {
-                // After a stream that would block, from there on.
-                let had = payload.len() - usize::try_from(requests.payload_left()).unwrap();
-                requests.read_payload(&mut memory[had..])
-            }).unwrap();
+            let mut filled = 0;
+            while filled < *read {
+                filled += insist(|| requests.receive_payload(&mut memory[filled..])).unwrap();
+            }
+            prop_assert_eq!(requests.receive_payload(&mut []).unwrap(), 0);
             prop_assert_eq!(&memory, &payload[..*read]);
         }
         prop_assert_eq!(insist(|| requests.next()).unwrap(), None);
@@ -196,6 +196,34 @@ fn no_more_payload_can_be_read_than_there_is() {
     assert_eq!(&memory, b"data");
     assert!(requests.read_payload(&mut [0]).is_err());
     assert_eq!(requests.next().unwrap(), None);
+}
+
+#[test]
+fn after_a_disconnect_nothing_more_is_read() {
+    let session = session(ReplyStyle::Simple);
+    let wire = [
+        &Request::disconnect().to_compact().unwrap()[..],
+        &[0x42; 200_000],
+    ]
+    .concat();
+    let mut requests = Requests::new(&wire[..], &session, &limits());
+    for _ in 0..3 {
+        assert_eq!(requests.next().unwrap(), None);
+    }
+    assert_eq!(requests.unread().len(), (64 << 10) - Request::COMPACT_LEN);
+    assert_eq!(requests.into_inner().len(), wire.len() - (64 << 10));
+}
+
+#[test]
+fn what_was_sent_together_is_seen_to_be_there() {
+    let session = session(ReplyStyle::Simple);
+    let flush = |cookie| Request::flush(Cookie(cookie)).to_compact().unwrap();
+    let wire = [flush(1), flush(2)].concat();
+    let mut requests = Requests::new(&wire[..], &session, &limits());
+    requests.next().unwrap();
+    assert_eq!(requests.unread(), flush(2));
+    requests.next().unwrap();
+    assert_eq!(requests.unread(), b"");
 }
 
 #[test]
@@ -285,6 +313,62 @@ fn a_read_is_put_together_from_chunks_among_other_replies() {
     }
 }
 
+/// Whichever buffer is offered, data goes to the place of its read, behind what came before it.
+#[test]
+fn two_reads_are_put_together_whichever_of_them_is_asked_for() {
+    let style = ReplyStyle::Structured;
+    let session = session(style);
+    let reads = [1, 2].map(|cookie| Request::read(Cookie(cookie), 4096 * cookie, 200_000));
+    let data = [3_u32, 5].map(|step| {
+        let bytes = (0..200_000_u32).map(|at| (at * step % 251) as u8);
+        bytes.collect::<Vec<u8>>()
+    });
+    let encoder = ReplyEncoder::new(&session);
+    let mut wire = Vec::new();
+    let [mut one, mut other] = reads.map(|read| encoder.chunks(&read).unwrap());
+    for (chunks, number, from) in [
+        (&mut one, 0, 0),
+        (&mut other, 1, 0),
+        (&mut one, 0, 100_000),
+        (&mut other, 1, 100_000),
+    ] {
+        let head = chunks.data(reads[number].offset + from as u64, 100_000);
+        wire.extend(&head.unwrap()[..]);
+        wire.extend(&data[number][from..from + 100_000]);
+    }
+    wire.extend(&one.done().unwrap()[..]);
+    wire.extend(&other.done().unwrap()[..]);
+    for piece in [7, 4096, 1 << 20] {
+        for order in [[0, 1], [1, 0], [0, 0], [1, 1]] {
+            let stream = Script::new(&wire, piece);
+            let mut replies = Replies::new(stream, &session, &limits(), 2);
+            let mut memory = [vec![0; 200_000], vec![0; 200_000]];
+            let [one, other] = &mut memory;
+            let mut buffers = [
+                ReadBuffer::new(&reads[0], one).unwrap(),
+                ReadBuffer::new(&reads[1], other).unwrap(),
+            ];
+            reads.iter().for_each(|it| replies.expect(it).unwrap());
+            while buffers.iter().any(|it| it.result().is_none()) {
+                // Not asked for events between the two.
+                for which in order {
+                    match insist(|| replies.receive_into(&mut buffers[which])) {
+                        Ok(()) => {}
+                        // Nothing is left to come, or there is no room for more.
+                        Err(Error::Io(_)) => break,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                while let Some(event) = replies.next().unwrap() {
+                    let taken = buffers.iter_mut().any(|it| it.take(&event));
+                    assert!(taken, "{event:?}");
+                }
+            }
+            assert!(memory == data, "{order:?} in pieces of {piece}");
+        }
+    }
+}
+
 #[test]
 fn a_server_that_leaves_with_requests_unanswered_is_an_error() {
     for style in CHUNKED {
@@ -324,7 +408,10 @@ fn what_was_received_has_to_be_taken_before_more_is() {
     };
     assert_eq!(end.kind(), io::ErrorKind::InvalidInput);
     let fatal = replies.next().unwrap_err();
-    assert!(matches!(fatal, client::Fatal::Magic { .. }), "{fatal:?}");
+    assert!(
+        matches!(fatal, Error::Protocol(client::Fatal::Magic { .. })),
+        "{fatal:?}"
+    );
 }
 
 // --- writing ---
@@ -402,6 +489,7 @@ mod with_futures {
     use futures::FutureExt as _;
     use futures::executor::block_on;
     use futures::io::{AllowStdIo, AsyncRead};
+    use nbd_proto::io::MaybeTls;
     use nbd_proto::io::futures::{Replies, Requests, write_message};
 
     use super::*;
@@ -450,13 +538,9 @@ mod with_futures {
                 let taken = insist!(requests.next()).unwrap();
                 prop_assert_eq!(taken, Some(*request));
                 let mut memory = vec![0; *read];
-                loop {
-                    let left = usize::try_from(requests.payload_left()).unwrap();
-                    let had = payload.len() - left;
-                    if let Some(result) = requests.read_payload(&mut memory[had..]).now_or_never() {
-                        result.unwrap();
-                        break;
-                    }
+                let mut filled = 0;
+                while filled < *read {
+                    filled += insist!(requests.receive_payload(&mut memory[filled..])).unwrap();
                 }
                 prop_assert_eq!(&memory, &payload[..*read]);
             }
@@ -535,6 +619,14 @@ mod with_futures {
             assert_eq!(sink.taken, [&head[..], b"hello"].concat());
             assert!(sink.flushed);
         }
+        // Head and payload together, also through what a handshake leaves.
+        let plain = AllowStdIo::new(Sink::new(1000));
+        let mut stream = MaybeTls::<_, AllowStdIo<Sink>>::Plain(plain);
+        block_on(write_message(&mut stream, &head, b"hello")).unwrap();
+        let MaybeTls::Plain(stream) = stream else {
+            unreachable!("it is plain");
+        };
+        assert_eq!(stream.into_inner().calls, 1);
         let mut nothing = AllowStdIo::new(Sink::new(0));
         let error = block_on(write_message(&mut nothing, &head, b"hello")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WriteZero);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::fleet::{Fleet, Sent};
 use super::script::{Act, Role, Script, Tag};
@@ -124,7 +124,11 @@ impl Scene {
             Act::Join(_) if fleet.dying => false,
             Act::Join(role) => {
                 let slot = self.slot(role);
-                fleet.join(slot)?;
+                fleet.join(slot).with_context(|| {
+                    format!(
+                        "connection {slot} was closed to be opened again, but the server is gone"
+                    )
+                })?;
                 self.closed.retain(|&it| it != slot);
                 true
             }

@@ -2,14 +2,14 @@
 //!
 //! The same as those of [`io`](super), for streams that are waited for.
 //!
-//! A future of a handshake that is dropped half-way has read bytes, and may have sent some, that nobody knows of any more: it cannot be
-//! resumed, and the only use of the stream is to close it. To give up after some time, drop the
-//! future and the stream together. The drivers with TLS own the stream, so that to drop their
+//! A future of a handshake that is dropped half-way has read bytes, and may have sent some, that
+//! nobody knows of any more: it cannot be resumed, and the only use of the stream is to close it. To
+//! give up after some time, drop the future and the stream together. The drivers with TLS own the stream, so that to drop their
 //! future is all of it; whether the TLS handshake within can be given up is for `upgrade` to say,
 //! and makes no difference to that.
 //!
-//! In transmission, [`Requests`] and [`Replies`] keep what they read: their futures can be dropped
-//! and made anew. [`write_message`] cannot be resumed.
+//! In transmission, [`Requests`] and [`Replies`] keep what they read: of their futures those that
+//! are cancel safe say so, and can be dropped and made anew. [`write_message`] cannot be resumed.
 //!
 //! ```
 //! use futures::io::Cursor;
@@ -26,7 +26,7 @@
 
 mod transmission;
 
-pub use transmission::{Replies, Requests, write_message};
+pub use transmission::{Replies, Requests, receive_more, write_message};
 
 use alloc::vec::Vec;
 use std::io;

@@ -15,6 +15,7 @@ use crate::wire::Request;
 pub(super) struct RequestInput {
     pub(super) received: Received,
     pub(super) decoder: RequestDecoder,
+    disconnected: bool,
 }
 
 pub(super) enum Taken {
@@ -27,16 +28,23 @@ impl RequestInput {
         Self {
             received: Received::new(),
             decoder: RequestDecoder::new(session, limits),
+            disconnected: false,
         }
     }
 
     /// The next request, unless more has to be received.
     pub(super) fn next(&mut self) -> Result<Option<Taken>, server::Fatal> {
+        if self.disconnected {
+            return Ok(Some(Taken::Disconnect));
+        }
         self.decoder.skip_payload();
         let decoder = &mut self.decoder;
         Ok(match self.received.decode(|input| decoder.next(input))? {
             Some(RequestEvent::Request(request)) => Some(Taken::Request(request)),
-            Some(RequestEvent::Disconnect) => Some(Taken::Disconnect),
+            Some(RequestEvent::Disconnect) => {
+                self.disconnected = true;
+                Some(Taken::Disconnect)
+            }
             // It is skipped.
             Some(RequestEvent::Payload(_)) | None => None,
         })
@@ -48,32 +56,28 @@ impl RequestInput {
         Ok(None)
     }
 
-    /// Fills the beginning of `memory` with what was received of the payload; the rest is to be
-    /// read.
-    pub(super) fn begin_payload<'m>(
+    /// Takes what was received of the payload into `memory`. How much that was; `None` if it has to
+    /// come from the stream.
+    pub(super) fn take_payload(
         &mut self,
-        memory: &'m mut [u8],
-    ) -> Result<&'m mut [u8], Error<server::Fatal>> {
+        memory: &mut [u8],
+    ) -> Result<Option<usize>, Error<server::Fatal>> {
         if memory.len() as u64 > self.decoder.payload_left() {
             let why = "the request has less payload than that";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why).into());
         }
         let taken = self.received.take(memory);
         self.decoder.payload_read(taken as u64);
-        Ok(memory.get_mut(taken..).unwrap_or_default())
+        Ok((taken > 0 || memory.is_empty()).then_some(taken))
     }
 
-    /// So much of the room was filled from the stream; none means that it has ended.
-    pub(super) fn filled<'m>(
-        &mut self,
-        room: &'m mut [u8],
-        len: usize,
-    ) -> Result<&'m mut [u8], Error<server::Fatal>> {
+    /// So much payload came from the stream; none means that it has ended.
+    pub(super) fn payload_read(&mut self, len: usize) -> Result<usize, Error<server::Fatal>> {
         if len == 0 {
             return Err(Error::Closed(server::Fatal::Eof));
         }
         self.decoder.payload_read(len as u64);
-        Ok(room.get_mut(len..).unwrap_or_default())
+        Ok(len)
     }
 }
 
@@ -107,7 +111,10 @@ impl ReplyInput {
 
     /// The place in `buffer` for the data that comes next in the stream, if that is data for it.
     pub(super) fn room_in<'m>(&self, buffer: &'m mut ReadBuffer<'_>) -> Option<&'m mut [u8]> {
-        // Then nothing that was received is waiting before it: data is lent as far as it is there.
+        // What was received comes before what is still in the stream.
+        if !self.received.unread().is_empty() {
+            return None;
+        }
         let payload = self.decoder.payload()?;
         buffer.room(&payload).filter(|room| !room.is_empty())
     }

@@ -67,7 +67,7 @@ mod asynchronous {
 
     use ::futures::io::{AsyncRead, AsyncWrite};
 
-    use super::{MaybeTls, io};
+    use super::{IoSlice, IoSliceMut, MaybeTls, io};
 
     impl<S: AsyncRead + Unpin, T: AsyncRead + Unpin> AsyncRead for MaybeTls<S, T> {
         fn poll_read(
@@ -78,6 +78,17 @@ mod asynchronous {
             match self.get_mut() {
                 Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
                 Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            }
+        }
+
+        fn poll_read_vectored(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffers: &mut [IoSliceMut<'_>],
+        ) -> Poll<io::Result<usize>> {
+            match self.get_mut() {
+                Self::Plain(stream) => Pin::new(stream).poll_read_vectored(context, buffers),
+                Self::Tls(stream) => Pin::new(stream).poll_read_vectored(context, buffers),
             }
         }
     }
@@ -91,6 +102,17 @@ mod asynchronous {
             match self.get_mut() {
                 Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
                 Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            }
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffers: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            match self.get_mut() {
+                Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+                Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
             }
         }
 

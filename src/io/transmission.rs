@@ -80,6 +80,13 @@ impl<S> Requests<S> {
         self.input.decoder.payload_left()
     }
 
+    /// What was received and not decoded yet. If it is not empty, the client has asked for more, or
+    /// has begun to: replies can be kept back a moment, to be sent together.
+    #[must_use]
+    pub fn unread(&self) -> &[u8] {
+        self.input.received.unread()
+    }
+
     /// The stream.
     pub const fn get_ref(&self) -> &S {
         &self.stream
@@ -88,6 +95,11 @@ impl<S> Requests<S> {
     /// The stream, to write to.
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.stream
+    }
+
+    /// The stream alone. What was received and not decoded is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
     }
 }
 
@@ -119,21 +131,36 @@ impl<S: Read> Requests<S> {
     }
 
     /// Waits for payload of the last request, as much as fills `memory`: what comes next of it.
-    /// What is not buffered goes straight there.
+    /// What was not received yet goes straight there.
     ///
     /// # Errors
     ///
     /// If the stream fails or ends. If `memory` is larger than
     /// [`payload_left`](Self::payload_left), nothing is read:
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput). After a stream that would block,
-    /// `payload_left` says how much was read.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput). How much was read before a stream would block
+    /// only `payload_left` says; for such streams there is
+    /// [`receive_payload`](Self::receive_payload).
     pub fn read_payload(&mut self, memory: &mut [u8]) -> Result<(), Error<server::Fatal>> {
-        let mut room = self.input.begin_payload(memory)?;
-        while !room.is_empty() {
-            let len = read(&mut self.stream, room)?;
-            room = self.input.filled(room, len)?;
+        let mut filled = 0;
+        while let Some(room @ [_, ..]) = memory.get_mut(filled..) {
+            filled += self.receive_payload(room)?;
         }
         Ok(())
+    }
+
+    /// Waits for some payload of the last request: what comes next of it, as much as is there and
+    /// fits. How many bytes of `memory` were filled: 0 only if it is empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_payload`](Self::read_payload); but a stream that would block can be asked again:
+    /// nothing is lost.
+    pub fn receive_payload(&mut self, memory: &mut [u8]) -> Result<usize, Error<server::Fatal>> {
+        if let Some(len) = self.input.take_payload(memory)? {
+            return Ok(len);
+        }
+        let len = read(&mut self.stream, memory)?;
+        self.input.payload_read(len)
     }
 }
 
@@ -146,6 +173,8 @@ impl<S: Read> Requests<S> {
 /// does not need us to read before it goes on: what is in flight should fit into what lies between
 /// the two. Where it may not, read in a thread of its own, with a
 /// [`Received`](super::Received).
+///
+/// After our own disconnect nothing more is to be read: the server closes the connection.
 ///
 /// ```
 /// use std::io::Write;
@@ -171,9 +200,10 @@ impl<S: Read> Requests<S> {
 /// let mut memory = [0; 4];
 /// let mut buffer = ReadBuffer::new(&request, &mut memory)?;
 /// while buffer.result().is_none() {
-///     replies.receive_into(&mut buffer)?;
-///     while let Some(event) = replies.next()? {
-///         buffer.take(&event);
+///     match replies.next()? {
+///         // With more requests in flight, `event.cookie()` says whose it is.
+///         Some(event) => assert!(buffer.take(&event)),
+///         None => replies.receive_into(&mut buffer)?,
 ///     }
 /// }
 /// assert_eq!(buffer.result(), Some(Ok(())));
@@ -232,8 +262,8 @@ impl<S> Replies<S> {
     ///
     /// If the server broke a rule and has to be hung up on.
     #[expect(clippy::should_implement_trait, reason = "it lends, and can fail")]
-    pub fn next(&mut self) -> Result<Option<ReplyEvent<'_>>, client::Fatal> {
-        self.input.next()
+    pub fn next(&mut self) -> Result<Option<ReplyEvent<'_>>, Error<client::Fatal>> {
+        self.input.next().map_err(Error::Protocol)
     }
 
     /// The stream.
@@ -245,10 +275,16 @@ impl<S> Replies<S> {
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
+
+    /// The stream alone. What was received and not decoded is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
 }
 
 impl<S: Read> Replies<S> {
-    /// Waits until the server says something.
+    /// Waits until the server says something. Call it when [`next`](Self::next) has no more events:
+    /// otherwise it may wait for what was received already.
     ///
     /// # Errors
     ///
@@ -264,9 +300,9 @@ impl<S: Read> Replies<S> {
         }
     }
 
-    /// As [`receive`](Self::receive); but where data comes next that belongs into `buffer`, and
-    /// none was received already, it goes straight there. Call it when [`next`](Self::next) has no
-    /// more events.
+    /// As [`receive`](Self::receive); but data that comes next and belongs into `buffer`, if nothing
+    /// else was received before it, goes straight there. Of several buffers, that of the cookie in
+    /// [`decoder().payload()`](ReplyDecoder::payload) is the one to give.
     ///
     /// # Errors
     ///
@@ -289,8 +325,8 @@ impl<S: Read> Replies<S> {
 }
 
 /// Writes a [`Head`](crate::transmission::Head), or another beginning of a message, and the payload
-/// that follows it, in one system call where the stream takes it
-/// so. For replies of a server and for requests of a client.
+/// that follows it: in one call, where the stream takes it so. For replies of a server and for
+/// requests of a client.
 ///
 /// # Errors
 ///

@@ -4,8 +4,8 @@ use std::io::{self, IoSlice};
 
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::io::Error;
 use crate::io::input::{ReplyInput, RequestInput, Taken};
+use crate::io::{Error, Received};
 use crate::limits::Limits;
 use crate::session::Session;
 use crate::transmission::{ReadBuffer, ReplyDecoder, ReplyEvent, Unexpectable, client, server};
@@ -36,6 +36,13 @@ impl<S> Requests<S> {
         self.input.decoder.payload_left()
     }
 
+    /// What was received and not decoded yet. If it is not empty, the client has asked for more, or
+    /// has begun to: replies can be kept back a moment, to be sent together.
+    #[must_use]
+    pub fn unread(&self) -> &[u8] {
+        self.input.received.unread()
+    }
+
     /// The stream.
     pub const fn get_ref(&self) -> &S {
         &self.stream
@@ -44,6 +51,11 @@ impl<S> Requests<S> {
     /// The stream, to write to.
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.stream
+    }
+
+    /// The stream alone. What was received and not decoded is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
     }
 }
 
@@ -65,19 +77,17 @@ impl<S: AsyncRead + Unpin> Requests<S> {
                 Some(Taken::Disconnect) => return Ok(None),
                 None => {}
             }
-            let len = self.stream.read(self.input.received.room()?).await?;
-            if len == 0 {
+            if receive_more(&mut self.stream, &mut self.input.received).await? == 0 {
                 return self.input.ended();
             }
-            self.input.received.filled(len);
         }
     }
 
     /// Waits for payload of the last request, as much as fills `memory`: what comes next of it.
-    /// What is not buffered goes straight there.
+    /// What was not received yet goes straight there.
     ///
-    /// If the future is dropped, [`payload_left`](Self::payload_left) says how much was read, and
-    /// the rest can be read later, or is skipped.
+    /// Not cancel safe: how much was read before the future is dropped only
+    /// [`payload_left`](Self::payload_left) says. [`receive_payload`](Self::receive_payload) is.
     ///
     /// # Errors
     ///
@@ -85,18 +95,38 @@ impl<S: AsyncRead + Unpin> Requests<S> {
     /// [`payload_left`](Self::payload_left), nothing is read:
     /// [`InvalidInput`](io::ErrorKind::InvalidInput).
     pub async fn read_payload(&mut self, memory: &mut [u8]) -> Result<(), Error<server::Fatal>> {
-        let mut room = self.input.begin_payload(memory)?;
-        while !room.is_empty() {
-            let len = self.stream.read(room).await?;
-            room = self.input.filled(room, len)?;
+        let mut filled = 0;
+        while let Some(room @ [_, ..]) = memory.get_mut(filled..) {
+            filled += self.receive_payload(room).await?;
         }
         Ok(())
+    }
+
+    /// Waits for some payload of the last request: what comes next of it, as much as is there and
+    /// fits. How many bytes of `memory` were filled: 0 only if it is empty.
+    ///
+    /// Cancel safe: if the future is dropped, nothing was read.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_payload`](Self::read_payload).
+    pub async fn receive_payload(
+        &mut self,
+        memory: &mut [u8],
+    ) -> Result<usize, Error<server::Fatal>> {
+        if let Some(len) = self.input.take_payload(memory)? {
+            return Ok(len);
+        }
+        let len = self.stream.read(memory).await?;
+        self.input.payload_read(len)
     }
 }
 
 /// The replies of a server, read from a stream: the client's side of transmission.
 ///
-/// As [`io::Replies`](crate::io::Replies).
+/// As [`io::Replies`](crate::io::Replies). It is for one task; where one task sends while another
+/// waits for replies, share a [`ReplyDecoder`] between them, and give the one that waits a
+/// [`Received`](crate::io::Received), which [`receive_more`] fills.
 #[derive(Debug)]
 pub struct Replies<S> {
     stream: S,
@@ -149,8 +179,8 @@ impl<S> Replies<S> {
     ///
     /// If the server broke a rule and has to be hung up on.
     #[expect(clippy::should_implement_trait, reason = "it lends, and can fail")]
-    pub fn next(&mut self) -> Result<Option<ReplyEvent<'_>>, client::Fatal> {
-        self.input.next()
+    pub fn next(&mut self) -> Result<Option<ReplyEvent<'_>>, Error<client::Fatal>> {
+        self.input.next().map_err(Error::Protocol)
     }
 
     /// The stream.
@@ -162,10 +192,16 @@ impl<S> Replies<S> {
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
+
+    /// The stream alone. What was received and not decoded is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> Replies<S> {
-    /// Waits until the server says something.
+    /// Waits until the server says something. Call it when [`next`](Self::next) has no more events:
+    /// otherwise it may wait for what was received already.
     ///
     /// Cancel safe: what was received before the future is dropped is kept.
     ///
@@ -173,17 +209,15 @@ impl<S: AsyncRead + Unpin> Replies<S> {
     ///
     /// As [`io::Replies::receive`](crate::io::Replies::receive).
     pub async fn receive(&mut self) -> Result<(), Error<client::Fatal>> {
-        let len = self.stream.read(self.input.received.room()?).await?;
-        if len == 0 {
-            return Err(self.input.ended());
+        match receive_more(&mut self.stream, &mut self.input.received).await? {
+            0 => Err(self.input.ended()),
+            _ => Ok(()),
         }
-        self.input.received.filled(len);
-        Ok(())
     }
 
-    /// As [`receive`](Self::receive); but where data comes next that belongs into `buffer`, and
-    /// none was received already, it goes straight there. Call it when [`next`](Self::next) has no
-    /// more events.
+    /// As [`receive`](Self::receive); but data that comes next and belongs into `buffer`, if nothing
+    /// else was received before it, goes straight there. Of several buffers, that of the cookie in
+    /// [`decoder().payload()`](ReplyDecoder::payload) is the one to give.
     ///
     /// Cancel safe: what was received before the future is dropped is kept, or is in the buffer.
     ///
@@ -207,9 +241,26 @@ impl<S: AsyncRead + Unpin> Replies<S> {
     }
 }
 
+/// Receives once, behind what `received` has; 0 means that the peer has closed the connection.
+///
+/// As [`Received::receive`]. Cancel safe: if the future is dropped, nothing was received.
+///
+/// # Errors
+///
+/// If the stream fails. If there is no room, because nothing was taken:
+/// [`InvalidInput`](io::ErrorKind::InvalidInput).
+pub async fn receive_more<S: AsyncRead + Unpin + ?Sized>(
+    stream: &mut S,
+    received: &mut Received,
+) -> io::Result<usize> {
+    let len = stream.read(received.room()?).await?;
+    received.filled(len);
+    Ok(len)
+}
+
 /// Writes a [`Head`](crate::transmission::Head), or another beginning of a message, and the payload
-/// that follows it, together where the stream takes it so. For
-/// replies of a server and for requests of a client.
+/// that follows it: in one call, where the stream takes it so. For replies of a server and for
+/// requests of a client.
 ///
 /// Not cancel safe: if the future is dropped, part of the message may have been written, and the
 /// connection cannot be used on. Write from a task of its own, or one that is not cancelled.

@@ -90,7 +90,8 @@ impl<'m> ReadBuffer<'m> {
 
     /// Takes an event, if it is about this read; says whether it is.
     ///
-    /// After the end of the reply, no event is: the cookie may belong to another request.
+    /// After the end of the reply, no event is: the cookie may belong to another request. An event
+    /// that is about another read belongs into the buffer of that.
     pub fn take(&mut self, event: &ReplyEvent<'_>) -> bool {
         if self.result.is_some() {
             return false;
