@@ -5,7 +5,7 @@ use std::io;
 use nbd_proto::transmission::{Head, ReplyEncoder};
 use nbd_proto::wire::{CommandFlags, CommandType, Errno, Request};
 
-use super::backend::{Handle, Zeroing};
+use super::backend::{Handle, SPARSE_READ, Zeroing};
 use super::budget::Held;
 use super::payload::Payload;
 use super::status;
@@ -64,9 +64,6 @@ pub(crate) fn execute(handle: &dyn Handle, task: &mut Task, fua: bool) -> Result
     result.map_err(|error| to_errno(&error))
 }
 
-/// From this length on it is worth asking whether there is anything to read.
-const SPARSE_READ: u64 = 32 << 10;
-
 /// The reply to a read where there are only zeroes, if the client understands it.
 pub(crate) fn hole_reply(
     handle: &dyn Handle,
@@ -74,7 +71,7 @@ pub(crate) fn hole_reply(
     request: &Request,
 ) -> Option<[Head; 2]> {
     // proto.md "Request types": with DF, zeroes have to be sent as data.
-    if request.length < SPARSE_READ || request.flags.contains(CommandFlags::DF) {
+    if request.length < SPARSE_READ as u64 || request.flags.contains(CommandFlags::DF) {
         return None;
     }
     let mut chunks = encoder.chunks(request).ok()?;

@@ -272,6 +272,31 @@ impl Handle for CachedHandle {
         };
         Ok(map.iter().map(extent).take(limit).collect())
     }
+
+    /// Without asking below how far data goes.
+    fn is_hole(&self, offset: u64, length: u64) -> io::Result<bool> {
+        let end = end_within(self.size, offset, length)?;
+        // As if there were nothing below.
+        let mut map = RangeMap::new();
+        map.insert(offset, end, Content::Hole);
+        let generation = {
+            let state = self.state.lock();
+            if state.contents.draw(offset, end, 1, &mut map) < end {
+                return Ok(false);
+            }
+            state.contents.generation()
+        };
+        let is_all = |content| map.iter().all(|run: Run<Content>| run.value == content);
+        if is_all(Content::Zero) {
+            return Ok(true);
+        }
+        let is_data = |run: Run<Content>| run.value == Content::Data;
+        if map.iter().any(is_data) || !self.lower.is_hole(offset, length)? {
+            return Ok(false);
+        }
+        // What was dirty then may be below by now.
+        Ok(self.state.lock().contents.generation() == generation)
+    }
 }
 
 impl CachedHandle {

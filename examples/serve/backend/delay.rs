@@ -118,6 +118,11 @@ impl Handle for DelayHandle {
         self.inner.pace().max(least)
     }
 
+    fn is_hole(&self, offset: u64, length: u64) -> io::Result<bool> {
+        // As in the extents.
+        Ok(self.delays.read.is_zero() && self.inner.is_hole(offset, length)?)
+    }
+
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         let extents = self.inner.extents(offset, length, limit)?;
         if self.delays.read.is_zero() {

@@ -357,7 +357,7 @@ mod kernel {
     use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, seek};
     use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
-    use super::super::{Content, Extent};
+    use super::super::{Content, Extent, SPARSE_READ};
 
     /// <linux/magic.h>
     const TMPFS_MAGIC: u32 = 0x0102_1994;
@@ -434,10 +434,11 @@ mod kernel {
         /// Fills `buf` if the page cache has all of it. Errors are left to the read that follows.
         pub(super) fn read_cached(&self, file: &File, offset: u64, buf: &mut [u8]) -> bool {
             if self.in_memory.load(Ordering::Relaxed) {
-                // A hole is in no cache either: whoever reads it is told of it as what it is.
+                // A large hole is in no cache either: whoever reads it is told of it as what it is.
                 let end = offset.saturating_add(buf.len() as u64);
-                return is_hole(file, offset, end).is_ok_and(|is_hole| !is_hole)
-                    && file.read_exact_at(buf, offset).is_ok();
+                let is_worth_reading = buf.len() < SPARSE_READ
+                    || is_hole(file, offset, end).is_ok_and(|is_hole| !is_hole);
+                return is_worth_reading && file.read_exact_at(buf, offset).is_ok();
             }
             if self.no_read_cached.load(Ordering::Relaxed) {
                 return false;
@@ -578,7 +579,7 @@ mod kernel {
     use std::io;
     use std::ops::Range;
 
-    use super::super::{Content, Extent};
+    use super::super::{Content, Extent, SPARSE_READ};
 
     #[derive(Debug)]
     pub(super) struct Abilities;

@@ -79,6 +79,9 @@ pub(crate) enum Pace {
     Waits,
 }
 
+/// From this length in bytes on it is worth asking whether there is anything to read.
+pub(crate) const SPARSE_READ: usize = 32 << 10;
+
 /// One connection's way into a backend.
 ///
 /// All methods may be called from several threads at once. A call whose range reaches beyond the

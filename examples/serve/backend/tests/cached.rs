@@ -470,6 +470,18 @@ fn extents_are_those_of_the_handles_own_view() {
         ]
     );
     assert_eq!(a.extents(0, 131_072, 2).expect("extents").len(), 2);
+    for (offset, length, is_hole) in [
+        (0, 4096, false),
+        (4096, 4096, true),
+        (4096, 4097, false),
+        (65_536, 34_464, true),
+        (65_536, 34_465, false),
+        (100_004, 31_068, true),
+    ] {
+        let found = a.is_hole(offset, length).expect("extents");
+        assert_eq!(found, is_hole, "{offset}+{length}");
+    }
+    assert!(a.is_hole(SIZE, 1).is_err(), "beyond the end");
 }
 
 #[test]

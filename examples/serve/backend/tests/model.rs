@@ -179,6 +179,9 @@ fn check_extents(
         }
         position = end;
     }
+    if length > 0 && handle.is_hole(offset, length).expect("it can be asked") {
+        prop_assert!(model[range].iter().all(|&byte| byte == 0));
+    }
     Ok(())
 }
 
