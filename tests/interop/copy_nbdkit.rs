@@ -46,6 +46,15 @@ fn random_data_with_holes_is_copied() {
 fn an_oldstyle_export_is_copied() {
     let server = Server::nbdkit(&["-o", "sparse-random", "16M", "seed=7", "percent=10"]);
     assert_copied_as_by_nbdcopy(&server);
+    // It can be had in one way only.
+    let directory = tempfile::tempdir().unwrap();
+    let after = directory.path().join("after");
+    let with_tls = server.uri().replace("nbd+unix", "nbds+unix") + "&tls-verify-peer=0";
+    for uri in [server.uri_of("disk"), with_tls] {
+        let refused = run(&mut copy_command(&uri, after.to_str().unwrap()));
+        assert_eq!(refused.status.code(), Some(1), "{refused}");
+        assert!(refused.stderr.contains("name none"), "{refused}");
+    }
 }
 
 #[test]

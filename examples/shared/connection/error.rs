@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use nbd_proto::error::Fatal as HandshakeFatal;
 use nbd_proto::handshake::NegotiateError;
 use nbd_proto::io::Error as HandshakeError;
 use nbd_proto::transmission::client::Fatal;
@@ -53,6 +54,12 @@ impl Error {
             HandshakeError::Io(error) => return tls::advice(error),
             HandshakeError::Closed(NegotiateError::Refused(refused))
             | HandshakeError::Protocol(NegotiateError::Refused(refused)) => refused,
+            HandshakeError::Protocol(NegotiateError::Fatal(HandshakeFatal::Oldstyle)) => {
+                return Some(
+                    "it has one export, without a name and without TLS: name none, and write \
+                     nbd:// or nbd+unix://",
+                );
+            }
             _ => return None,
         };
         match (refused.option, refused.code) {

@@ -33,7 +33,8 @@ const DEFAULT_EFFECTS: usize = 32;
 /// those in flight; of connections, those that are open (and, with
 /// [`Promise::SINGLE_CONNECTION`], the last flush of those that were). So what it takes depends on
 /// how much of the export is in use and on how much goes on at a time, not on the length of the
-/// history.
+/// history. To explain violations it keeps some of what it has forgotten: up to 4096 effects, and what
+/// up to 65,536 blocks began with, about 200 bytes each.
 ///
 /// After a violation it says the same again.
 ///
