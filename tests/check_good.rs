@@ -7,6 +7,7 @@ mod check_support;
 mod copy_support;
 mod serve_support;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -213,6 +214,39 @@ fn a_server_that_forgets_what_it_has_flushed_is_found_out_by_a_restart() {
 fn a_server_that_keeps_it_is_not() {
     let ended = restarted("on-completion").held();
     assert!(ended.stdout.contains(" 3 crashes"), "{ended:?}");
+}
+
+#[test]
+fn commands_are_in_flight_whenever_the_server_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let record = directory.path().join("record");
+    let server = Restarting::new("on-completion");
+    // What was in flight when the command began is answered long before the server dies.
+    let command = format!("sleep 0.3; sh {} start", server.script);
+    let restarts = ["--restart-command", &command, "--restarts", "3"];
+    let others = ["--seconds", "3", "--record", &text(&record)];
+    check([&[server.uri().as_str()], &restarts[..], &others].concat()).held();
+    let history: History = fs::read_to_string(&record).unwrap().parse().unwrap();
+    let mut unanswered = BTreeSet::new();
+    let (mut left, mut lost) = (0, Vec::new());
+    for event in history.events() {
+        match *event {
+            Seen::Invoke { conn, cookie, .. } => {
+                unanswered.insert((conn, cookie));
+            }
+            Seen::Reply { conn, cookie, .. } => {
+                unanswered.remove(&(conn, cookie));
+            }
+            Seen::Disconnect { conn } => {
+                let before = unanswered.len();
+                unanswered.retain(|&(of, _)| of != conn);
+                left += before - unanswered.len();
+            }
+            Seen::Crash => lost.push(std::mem::take(&mut left)),
+            _ => {}
+        }
+    }
+    assert!(!lost.is_empty() && !lost.contains(&0), "{lost:?}");
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl<'a> Engine<'a> {
             let phase = Phase::any(cells, self.job.seconds, slow, &mut self.dice);
             self.play(&phase)?;
             if self.restarts.as_ref().is_some_and(Restarts::is_due) && !self.is_over() {
-                self.restart()?;
+                self.restart(&phase)?;
             } else {
                 self.settle()?;
             }
@@ -161,7 +161,10 @@ impl<'a> Engine<'a> {
     fn begin_scene(&mut self, phase: &Phase) -> bool {
         let mut dice = self.dice.fork();
         let is_free = |&cell: &usize| {
-            phase.crowded || self.scenes.iter().all(|scene| scene.cell != Some(cell))
+            // One that waits for a connection until the crash is over keeps no cell to itself.
+            phase.crowded
+                || self.fleet.dying
+                || self.scenes.iter().all(|scene| scene.cell != Some(cell))
         };
         let free: Vec<usize> = phase.cells.iter().copied().filter(is_free).collect();
         let Some(index) = dice.pick(&free) else {
@@ -171,7 +174,10 @@ impl<'a> Engine<'a> {
             return false;
         };
         let cast = self.cast(index, &mut dice);
-        let may_travel = !self.scenes.iter().any(Scene::travels);
+        if cast.is_empty() {
+            return false;
+        }
+        let may_travel = !self.fleet.dying && !self.scenes.iter().any(Scene::travels);
         let mut stage = Stage {
             dice: &mut dice,
             abilities: self.job.abilities,
@@ -192,12 +198,15 @@ impl<'a> Engine<'a> {
         self.scenes.push(scene);
     }
 
-    /// Who plays on a cell, and in which parts.
+    /// Who plays on a cell, and in which parts. While no connection comes again, those that have
+    /// one.
     fn cast(&self, cell: usize, dice: &mut Dice) -> Vec<usize> {
+        let can_play = |&slot: &usize| !self.fleet.dying || self.fleet.is_usable(slot);
         if !self.job.shared {
-            return vec![cell % self.fleet.len().max(1)];
+            let keeper = cell % self.fleet.len().max(1);
+            return Some(keeper).into_iter().filter(can_play).collect();
         }
-        let mut cast: Vec<usize> = (0..self.fleet.len()).collect();
+        let mut cast: Vec<usize> = (0..self.fleet.len()).filter(can_play).collect();
         dice.shuffle(&mut cast);
         cast
     }

@@ -123,6 +123,12 @@ impl<'a> Fleet<'a> {
             .is_some_and(|it| it.connection.is_some())
     }
 
+    /// Whether something can be sent on it.
+    pub(crate) fn is_usable(&self, slot: usize) -> bool {
+        let is_usable = |it: &Slot| it.connection.is_some() && !it.leaving;
+        self.slots.get(slot).is_some_and(is_usable)
+    }
+
     /// Whether nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.slots.iter().all(|slot| slot.in_flight.is_empty())

@@ -112,6 +112,8 @@ impl Scene {
                 }
                 over
             }
+            // There is more to lose while it is connected.
+            Act::Leave(..) if fleet.dying => false,
             Act::Leave(role, farewell) => {
                 let slot = self.slot(role);
                 let closed = fleet.leave(slot, farewell, false);

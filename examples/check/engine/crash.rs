@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nbd_proto::conformance::Event;
 
+use super::super::phase::Phase;
 use super::super::restart::Restarts;
+use super::super::scene::Scene;
 use super::{Engine, TICK};
 
 /// How long a dead server's last words may take to be read.
@@ -13,19 +15,20 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Engine<'_> {
     /// Has the server killed while everything goes on, and looks at what is left.
-    pub(super) fn restart(&mut self) -> Result<()> {
+    pub(super) fn restart(&mut self, phase: &Phase) -> Result<()> {
         let Some(mut restarts) = self.restarts.take() else {
             return Ok(());
         };
-        let restarted = self.restart_with(&mut restarts);
+        let restarted = self.restart_with(&mut restarts, phase);
         self.restarts = Some(restarts);
         restarted
     }
 
-    fn restart_with(&mut self, restarts: &mut Restarts) -> Result<()> {
+    fn restart_with(&mut self, restarts: &mut Restarts, phase: &Phase) -> Result<()> {
         self.fleet.dying = true;
         restarts.begin()?;
         while !restarts.is_over()? {
+            self.go_on(phase);
             self.turn()?;
             if self.is_over() {
                 // Whatever it is doing to the server, it is to be let finish.
@@ -52,5 +55,12 @@ impl Engine<'_> {
         self.touched.clear();
         let look = self.look_at_all();
         self.perform(look)
+    }
+
+    /// Nobody knows when the command kills the server: there is always to be something to lose.
+    fn go_on(&mut self, phase: &Phase) {
+        // Those that travel may wait for a connection that does not come before the crash is over.
+        let playing = |it: &Self| it.scenes.iter().filter(|scene| !scene.travels()).count();
+        while playing(self) < phase.at_once && self.begin_scene(phase) {}
     }
 }
