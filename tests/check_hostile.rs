@@ -6,10 +6,12 @@
 mod check_support;
 mod copy_support;
 
+use std::collections::HashMap;
 use std::io::Write;
-use std::sync::Mutex;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use check_support::{Ended, check, json, start, text};
@@ -371,6 +373,41 @@ fn a_server_that_does_not_shake_hands_does_not_keep_us() {
 }
 
 // --- restarts ---
+
+#[test]
+fn a_restart_that_a_connection_on_its_way_back_hides_leaves_no_verdict() {
+    let durable = Arc::new(Mutex::new(vec![0; SIZE]));
+    let clients: Arc<Mutex<HashMap<usize, TcpStream>>> = Arc::default();
+    let (old, others) = (Arc::clone(&durable), Arc::clone(&clients));
+    let disk: Arc<OnceLock<Arc<Mutex<Vec<u8>>>>> = Arc::default();
+    let lost = Arc::clone(&disk);
+    let server = Crowd::new(
+        move |number| {
+            // The first that comes again finds another process, and all others have lost theirs.
+            if number == 4 {
+                for client in others.lock().unwrap().values() {
+                    let _ = client.shutdown(Shutdown::Both);
+                }
+                let mut disk = lost.get().unwrap().lock().unwrap();
+                disk.copy_from_slice(&old.lock().unwrap());
+            }
+            Some(offer())
+        },
+        vec![0; SIZE],
+        move |number, peer, request| {
+            let mut clients = clients.lock().unwrap();
+            clients.entry(number).or_insert_with(|| peer.handle());
+            drop(clients);
+            if request.kind == CommandType::FLUSH {
+                let now = peer.disk.lock().unwrap().clone();
+                *durable.lock().unwrap() = now;
+            }
+            false
+        },
+    );
+    disk.set(Arc::clone(&server.disk)).unwrap();
+    judge(&server, &[]).no_verdict(&["all connections were lost at once", "--restart-command"]);
+}
 
 #[test]
 fn a_restart_command_that_does_nothing_is_found_out() {

@@ -7,7 +7,7 @@ mod look;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::dice::Dice;
 use super::fleet::Fleet;
@@ -35,7 +35,8 @@ const STUCK: Duration = Duration::from_secs(5);
 /// Connections that are lost within this time are lost at once.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// A server that loses connections so often does nothing else.
+/// A server that loses so many connections, without a phase in which it loses none, does nothing
+/// else.
 const MOST_LOST: u64 = 100;
 
 /// What is to be done.
@@ -63,6 +64,8 @@ pub(crate) struct Engine<'a> {
     begun: Instant,
     /// When the first of the connections that are missing was lost.
     lost_since: Option<Instant>,
+    /// How many connections had been lost when a phase was over that has lost none.
+    forgiven: u64,
     /// When something was sent or in flight last.
     moved: Instant,
     /// Cells that were played on since all was looked at.
@@ -82,6 +85,7 @@ impl<'a> Engine<'a> {
             last_scene: 0,
             begun: Instant::now(),
             lost_since: None,
+            forgiven: 0,
             moved: Instant::now(),
             touched: BTreeSet::new(),
             played: BTreeMap::new(),
@@ -105,7 +109,11 @@ impl<'a> Engine<'a> {
             let cells = self.job.layout.cells().len();
             let slow = self.fleet.latency.of(Kind::Flush) > SLOW;
             let phase = Phase::any(cells, self.job.seconds, slow, &mut self.dice);
+            let lost = self.fleet.lost_count;
             self.play(&phase)?;
+            if self.fleet.lost_count == lost {
+                self.forgiven = lost;
+            }
             if self.restarts.as_ref().is_some_and(Restarts::is_due) && !self.is_over() {
                 self.restart(&phase)?;
             } else {
@@ -123,6 +131,8 @@ impl<'a> Engine<'a> {
                 break;
             }
             self.fleet.turn(TICK)?;
+            // Nobody plays any more, and the next turn would not wait.
+            drop(self.fleet.take_answered());
         }
         self.fleet.close();
         Ok(())
@@ -177,7 +187,10 @@ impl<'a> Engine<'a> {
         if cast.is_empty() {
             return false;
         }
-        let may_travel = !self.fleet.dying && !self.scenes.iter().any(Scene::travels);
+        // If one leaves, another has to witness that the server stays the same.
+        let may_travel = !self.fleet.dying
+            && self.fleet.len() > 1
+            && !self.scenes.iter().any(Scene::travels);
         let mut stage = Stage {
             dice: &mut dice,
             abilities: self.job.abilities,
@@ -297,8 +310,6 @@ impl<'a> Engine<'a> {
 
     /// Connections that the server has closed are opened again, if it is there.
     ///
-    /// If it has closed all of them it may have been restarted, and then nobody knows what was
-    /// going on.
     fn replace_lost(&mut self) -> Result<()> {
         let mut lost = self.fleet.closed();
         let is_on_its_way = |slot: usize| self.scenes.iter().any(|scene| scene.has_closed(slot));
@@ -312,22 +323,15 @@ impl<'a> Engine<'a> {
         if since.elapsed() < AT_ONCE {
             return Ok(());
         }
-        let all = self.fleet.closed().len() == self.fleet.len();
         let why = self.fleet.lost.last().cloned().unwrap_or_default();
         ensure!(
-            self.fleet.lost_count <= MOST_LOST,
+            self.fleet.lost_count - self.forgiven <= MOST_LOST,
             "the server loses one connection after the other: {why}"
         );
         for slot in lost {
-            self.fleet.join(slot).with_context(|| {
-                format!("connection {slot} was lost ({why}), and the server is gone")
-            })?;
+            let gone = format!("connection {slot} was lost ({why}), and the server is gone");
+            self.fleet.join(slot, &gone)?;
         }
-        ensure!(
-            !all,
-            "all connections were lost at once ({why}): if the server was restarted, it may have \
-             lost what was not flushed; see --restart-command"
-        );
         Ok(())
     }
 }

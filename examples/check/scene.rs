@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::fleet::{Fleet, Sent};
 use super::script::{Act, Role, Script, Tag};
@@ -126,11 +126,10 @@ impl Scene {
             Act::Join(_) if fleet.dying => false,
             Act::Join(role) => {
                 let slot = self.slot(role);
-                fleet.join(slot).with_context(|| {
-                    format!(
-                        "connection {slot} was closed to be opened again, but the server is gone"
-                    )
-                })?;
+                let gone = format!(
+                    "connection {slot} was closed to be opened again, but the server is gone"
+                );
+                fleet.join(slot, &gone)?;
                 self.closed.retain(|&it| it != slot);
                 true
             }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nbd_proto::conformance::Event;
 
 use super::super::phase::Phase;
 use super::super::restart::Restarts;
-use super::super::scene::Scene;
 use super::{Engine, TICK};
 
 /// How long a dead server's last words may take to be read.
@@ -48,9 +47,8 @@ impl Engine<'_> {
             return Ok(());
         }
         for slot in self.fleet.closed() {
-            self.fleet
-                .join(slot)
-                .context("the restart command has returned, but there is no server")?;
+            let gone = "the restart command has returned, but there is no server";
+            self.fleet.join(slot, gone)?;
         }
         self.touched.clear();
         let look = self.look_at_all();
