@@ -159,6 +159,8 @@ pub(crate) enum LineError {
     TooLong,
     #[error("it is not UTF-8")]
     NotText,
+    #[error("the last line is not complete")]
+    CutOff,
     #[error(
         "this is no known form of a history, which begins with `granule BYTES`, \
          {{\"granule\": BYTES}}, or the time of a log"

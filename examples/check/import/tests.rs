@@ -70,6 +70,20 @@ const STALE_JSON: &str = r#"
 // Histories with contents
 
 #[test]
+fn an_event_that_was_cut_off_is_not_judged() {
+    let whole = "granule 4096\n\
+                 c0 write #1 0+4096 =12345\nc0 done #1\n\
+                 c0 read #2 0+4096\nc0 data #2 =12345\n";
+    assert_eq!(judged(whole).violation.map(|it| it.line), None);
+    let events = whole.trim_end();
+    for cut in [events, &events[..events.len() - 2], &events[..events.len() - 7]] {
+        assert_eq!(refused(cut), (5, LineError::CutOff));
+    }
+    // There is nothing to be cut off of it.
+    judged(&format!("{whole}// The end"));
+}
+
+#[test]
 fn a_broken_promise_is_found_in_both_forms_at_its_line() {
     for text in [STALE, STALE_JSON] {
         let imported = read(text).unwrap();
@@ -158,7 +172,7 @@ fn what_is_wrong_with_a_line_is_told_with_its_number() {
     assert_eq!(refused(b"granule 1\n\n\xff\n"), (3, LineError::NotText));
     assert!(matches!(refused("granule 0"), (1, LineError::Form(_))));
     assert!(matches!(
-        refused("granule 1\nc0 fly #1"),
+        refused("granule 1\nc0 fly #1\n"),
         (2, LineError::Form(_))
     ));
     let twice = "granule 1\nc0 flush #1\nc0 flush #1\n";
