@@ -70,6 +70,26 @@ const STALE_JSON: &str = r#"
 // Histories with contents
 
 #[test]
+fn a_history_in_which_nothing_was_read_has_no_verdict() {
+    let header = "granule 4096\n";
+    let writes = "c0 write #1 0+4096 =1\nc0 done #1\nc0 flush #2\nc0 done #2\n";
+    let fails = "c0 read #3 0+4096\nc0 failed #3\n";
+    for text in [
+        header.to_owned(),
+        format!("{header}{writes}"),
+        format!("{header}{writes}{fails}"),
+    ] {
+        let imported = read(&text).unwrap();
+        assert_eq!(imported.verdict(), Verdict::None);
+        let words = imported.to_string();
+        assert!(
+            words.starts_with("NO VERDICT: no read has succeeded"),
+            "{words}"
+        );
+    }
+}
+
+#[test]
 fn an_event_that_was_cut_off_is_not_judged() {
     let whole = "granule 4096\n\
                  c0 write #1 0+4096 =12345\nc0 done #1\n\
@@ -301,6 +321,7 @@ proptest! {
         (history, promise) in prop_oneof![strategy::kept(), strategy::careless()],
     ) {
         let expected = match check(&history, promise) {
+            Ok(summary) if summary.blocks_read == 0 => Verdict::None,
             Ok(_) => Verdict::Held,
             Err(CheckError::Violation(_)) => Verdict::Broken,
             Err(error) => return Err(TestCaseError::fail(error.to_string())),
@@ -557,6 +578,18 @@ fn a_coordinator_that_flushed_what_it_had_to_has_held() {
     // Two flushes and one FUA above; below there is no FUA.
     assert_eq!(layers.promises, 3);
     assert_eq!(layers.below.uncovered.writes, 0);
+}
+
+#[test]
+fn layers_where_nothing_was_promised_have_no_verdict() {
+    // All up to the flush.
+    let text: Vec<&str> = C1.lines().take(21).collect();
+    let imported = read(text.join("\n") + "\n").unwrap();
+    assert_eq!(imported.verdict(), Verdict::None, "{imported}");
+    assert!(
+        imported.to_string().contains("so nothing was promised"),
+        "{imported}"
+    );
 }
 
 #[test]
