@@ -213,7 +213,7 @@ fn a_server_that_forgets_what_it_has_flushed_is_found_out_by_a_restart() {
 #[test]
 fn a_server_that_keeps_it_is_not() {
     let ended = restarted("on-completion").held();
-    assert!(ended.stdout.contains(" 3 crashes"), "{ended:?}");
+    assert!(ended.stdout.contains(" of 3 kills"), "{ended:?}");
 }
 
 #[test]

@@ -145,6 +145,31 @@ fn reads_of_a_read_only_export_that_do_not_agree_are_found_out() {
     assert_eq!(report["violation"]["offset"], 69_632);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_found_out_counts_also_if_it_cannot_be_written_down() {
+    let server = crowd(|number, peer, request| {
+        let is_it = number == 2 && request.kind == CommandType::READ;
+        if is_it {
+            let zeroes = vec![0; usize::try_from(request.length).unwrap()];
+            peer.data_chunk(request, request.offset, true, &zeroes);
+        }
+        is_it
+    });
+    let ended = judge(&server, &["--json", "/dev/full"]);
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("BROKEN: "), "{ended:?}");
+    assert!(ended.stderr.contains("cannot write /dev/full"), "{ended:?}");
+
+    let good = crowd(|_, _, _| false);
+    let ended = judge(&good, &["--operations", "500", "--json", "/dev/full"]);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    let good = crowd(|_, _, _| false);
+    let ended = judge(&good, &["--json", "/nonexistent/report"]);
+    ended.no_verdict(&["cannot write /nonexistent/report"]);
+    assert_eq!(good.asked(CommandType::WRITE), []);
+}
+
 // --- servers that break the protocol ---
 
 /// A server that treats one write in the middle of the run in its own way.
@@ -298,8 +323,15 @@ fn a_server_that_dies_is_gone() {
 fn a_server_for_one_client_is_checked_with_one() {
     let one = |number| (number == 0).then(offer);
     let server = Crowd::new(one, vec![0; SIZE], |_, _, _| false);
-    // It leaves now and then, and is not let in again.
-    let ended = judge(&server, &["--operations", "40"]);
+    let ended = judge(&server, &["--operations", "1000"]);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    assert!(!ended.stdout.contains("HELD"), "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("nothing between connections was checked"),
+        "{ended:?}"
+    );
     assert!(
         ended.stderr.contains("going on with 1 connection: "),
         "{ended:?}"
@@ -407,6 +439,13 @@ fn a_restart_that_a_connection_on_its_way_back_hides_leaves_no_verdict() {
     );
     disk.set(Arc::clone(&server.disk)).unwrap();
     judge(&server, &[]).no_verdict(&["all connections were lost at once", "--restart-command"]);
+}
+
+#[test]
+fn a_server_that_was_never_killed_has_not_outlived_it() {
+    let server = crowd(|_, _, _| false);
+    let options = ["--restart-command", "exit 1", "--operations", "100"];
+    judge(&server, &options).no_verdict(&["the server was never killed"]);
 }
 
 #[test]

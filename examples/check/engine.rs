@@ -188,9 +188,8 @@ impl<'a> Engine<'a> {
             return false;
         }
         // If one leaves, another has to witness that the server stays the same.
-        let may_travel = !self.fleet.dying
-            && self.fleet.len() > 1
-            && !self.scenes.iter().any(Scene::travels);
+        let may_travel =
+            !self.fleet.dying && self.fleet.len() > 1 && !self.scenes.iter().any(Scene::travels);
         let mut stage = Stage {
             dice: &mut dice,
             abilities: self.job.abilities,

@@ -58,7 +58,9 @@ pub(crate) struct Options {
 
     /// Kill the server now and then by this command of the shell. It has to kill the server at
     /// once (kill -9), wait for its end, start it again at the same address, and return when it
-    /// serves. It finds the URI in NBD_URI, and in NBD_RESTART how often it was run
+    /// serves; each time in the same way, so that nothing that outlived one kill, as what is
+    /// in the system's cache, is lost by the next. It finds the URI in NBD_URI, and in NBD_RESTART
+    /// how often it was run. What it and the server say is dropped: redirect it to keep it
     #[arg(long, value_name = "CMD", conflicts_with = "read_only")]
     pub(crate) restart_command: Option<String>,
 

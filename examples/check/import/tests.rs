@@ -96,7 +96,11 @@ fn an_event_that_was_cut_off_is_not_judged() {
                  c0 read #2 0+4096\nc0 data #2 =12345\n";
     assert_eq!(judged(whole).violation.map(|it| it.line), None);
     let events = whole.trim_end();
-    for cut in [events, &events[..events.len() - 2], &events[..events.len() - 7]] {
+    for cut in [
+        events,
+        &events[..events.len() - 2],
+        &events[..events.len() - 7],
+    ] {
         assert_eq!(refused(cut), (5, LineError::CutOff));
     }
     // There is nothing to be cut off of it.
