@@ -101,6 +101,17 @@ fn without_multi_conn_each_connection_is_held_to_its_own_promise() {
 }
 
 #[test]
+fn without_multi_conn_connections_share_no_part_of_what_a_server_keeps_at_once() {
+    for (size, several) in [("128K", false), ("256K", true)] {
+        let server = Serve::start(&["--cache", "--multi-conn", "disable", "--size", size]);
+        let ended = short(&server, 1, &["--operations", "2000"]).held();
+        let said = ended.stdout.contains("on 4 connections");
+        assert_eq!(said, several, "{ended:?}");
+        server.stop().well();
+    }
+}
+
+#[test]
 fn exports_of_all_sizes_can_be_checked() {
     for size in ["4096", "5000", "700", "100K", "65537", "1T"] {
         let server = Serve::start(&["--size", size]);
@@ -117,7 +128,9 @@ fn exports_of_all_sizes_can_be_checked() {
 #[test]
 fn one_connection_is_enough_for_what_one_is_promised() {
     let server = Serve::start(&["--cache", "--size", "1M"]);
-    short(&server, 1, &["--connections", "1"]).held();
+    let ended = short(&server, 1, &["--connections", "1"]).held();
+    let words = "on one connection: nothing between connections was checked";
+    assert!(ended.stdout.contains(words), "{ended:?}");
     server.stop().well();
 }
 

@@ -219,6 +219,14 @@ fn connections_that_get_something_else_are_not_compared() {
     judge(&server, &[]).no_verdict(&["have to get the same", "has 1052672 bytes"]);
 }
 
+#[test]
+fn a_connection_that_comes_back_and_gets_something_else_is_told_at_once() {
+    let other = |number| Some(Offer::new(SIZE + 4096 * usize::from(number >= 4)).multi_conn());
+    let server = Crowd::new(other, vec![0; 2 * SIZE], |_, _, _| false);
+    judge(&server, &[]).no_verdict(&["have to get the same", "has 1052672 bytes"]);
+    assert_eq!(server.clients(), 5, "it was tried again");
+}
+
 // --- servers that fail ---
 
 #[test]

@@ -9,7 +9,8 @@
 //!   `extended`), `block-sizes` (least, preferred, maximum payload), `lints` (`text`, `section` of
 //!   the protocol, `advice`: whether it is no more than that): what was announced;
 //! - `promise` (`multi-conn`, `single connection`), `read-only`, `connections`, `granule` (what
-//!   contents are told apart by, in bytes), `seed`: what was done;
+//!   contents are told apart by, in bytes), `seed`, `kills` (how often the server was killed, and
+//!   was to be; null without --restart-command): what was done;
 //! - `verdict`: `held`, `held so far` (a signal ended it), `broken`, or `unknown`, then with
 //!   `error`; `signal`; `seconds` that it took;
 //! - `counters`, and `played`: how often each kind of schedule was;

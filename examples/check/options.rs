@@ -37,7 +37,8 @@ pub(crate) struct Options {
     #[arg(value_name = "URI", required_unless_present = "import")]
     pub(crate) uri: Option<String>,
 
-    /// How many connections
+    /// How many connections. With one, nothing between connections is checked, and it stays open to
+    /// the end
     #[arg(long, short = 'C', value_name = "N", default_value = "4",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) connections: u32,

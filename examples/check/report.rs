@@ -149,6 +149,7 @@ impl Setup<'_> {
             "connections": self.connections,
             "granule": self.layout.granule(),
             "seed": self.seed,
+            "kills": verdict.kills.map(|(done, wanted)| json!([done, wanted])),
             "verdict": verdict.word(),
             "error": verdict.error,
             "signal": verdict.signal,
