@@ -66,6 +66,16 @@ impl Scene {
         self.closed.contains(&slot)
     }
 
+    /// While the server is being killed: whether it waits for a connection, of which none comes
+    /// before that is over.
+    pub(crate) fn is_stranded(&self, fleet: &Fleet<'_>) -> bool {
+        match self.script.acts.get(self.next) {
+            Some(&Act::Send(_, role, _)) => !fleet.is_usable(self.slot(role)),
+            Some(Act::Leave(..) | Act::Join(_)) => true,
+            _ => false,
+        }
+    }
+
     /// One of its commands is over.
     pub(crate) fn answered(&mut self, tag: Tag) {
         self.unanswered.retain(|&it| it != tag);

@@ -7,6 +7,7 @@ use nbd_proto::conformance::Event;
 
 use super::super::phase::Phase;
 use super::super::restart::Restarts;
+use super::super::scene::Scene;
 use super::{Engine, TICK};
 
 /// How long a dead server's last words may take to be read.
@@ -57,8 +58,10 @@ impl Engine<'_> {
 
     /// Nobody knows when the command kills the server: there is always to be something to lose.
     fn go_on(&mut self, phase: &Phase) {
-        // Those that travel may wait for a connection that does not come before the crash is over.
-        let playing = |it: &Self| it.scenes.iter().filter(|scene| !scene.travels()).count();
+        let playing = |it: &Self| {
+            let is_playing = |scene: &&Scene| !scene.is_stranded(&it.fleet);
+            it.scenes.iter().filter(is_playing).count()
+        };
         while playing(self) < phase.at_once && self.begin_scene(phase) {}
     }
 }
