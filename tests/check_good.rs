@@ -100,6 +100,17 @@ fn without_multi_conn_each_connection_is_held_to_its_own_promise() {
 }
 
 #[test]
+fn without_multi_conn_connections_share_no_part_of_what_a_server_keeps_at_once() {
+    for (size, several) in [("128K", false), ("256K", true)] {
+        let server = Serve::start(&["--cache", "--multi-conn", "disable", "--size", size]);
+        let ended = short(&server, 1, &["--operations", "2000"]).held();
+        let said = ended.stdout.contains("on 4 connections");
+        assert_eq!(said, several, "{ended:?}");
+        server.stop().well();
+    }
+}
+
+#[test]
 fn exports_of_all_sizes_can_be_checked() {
     for size in ["4096", "5000", "700", "100K", "65537", "1T"] {
         let server = Serve::start(&["--size", size]);
@@ -116,7 +127,9 @@ fn exports_of_all_sizes_can_be_checked() {
 #[test]
 fn one_connection_is_enough_for_what_one_is_promised() {
     let server = Serve::start(&["--cache", "--size", "1M"]);
-    short(&server, 1, &["--connections", "1"]).held();
+    let ended = short(&server, 1, &["--connections", "1"]).held();
+    let words = "on one connection: nothing between connections was checked";
+    assert!(ended.stdout.contains(words), "{ended:?}");
     server.stop().well();
 }
 
@@ -212,7 +225,28 @@ fn a_server_that_forgets_what_it_has_flushed_is_found_out_by_a_restart() {
 #[test]
 fn a_server_that_keeps_it_is_not() {
     let ended = restarted("on-completion").held();
-    assert!(ended.stdout.contains(" 3 crashes"), "{ended:?}");
+    assert!(ended.stdout.contains(" of 3 kills"), "{ended:?}");
+}
+
+#[test]
+fn commands_go_on_until_the_server_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&directory.path().join(name));
+    let (record, sizes) = (at("record"), at("sizes"));
+    let server = Restarting::new("on-completion");
+    // What was in flight when the command began is answered long before the server dies.
+    let size = format!("wc -c <{record} >>{sizes}");
+    let command = format!("{size}; sleep 0.5; {size}; sh {} start", server.script);
+    let restarts = ["--restart-command", &command, "--restarts", "3"];
+    let others = ["--seconds", "6", "--record", &record];
+    check([&[server.uri().as_str()], &restarts[..], &others].concat()).held();
+    let sizes = fs::read_to_string(sizes).unwrap();
+    let sizes: Vec<u64> = sizes.lines().map(|it| it.trim().parse().unwrap()).collect();
+    assert!(!sizes.is_empty());
+    for kill in sizes.chunks(2) {
+        // Not only what was left of a few schedules.
+        assert!(kill[1] > kill[0] + (8 << 10), "{sizes:?}");
+    }
 }
 
 #[test]

@@ -6,10 +6,12 @@
 mod check_support;
 mod copy_support;
 
+use std::collections::HashMap;
 use std::io::Write;
-use std::sync::Mutex;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use check_support::{Ended, check, json, start, text};
@@ -143,6 +145,31 @@ fn reads_of_a_read_only_export_that_do_not_agree_are_found_out() {
     assert_eq!(report["violation"]["offset"], 69_632);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_found_out_counts_also_if_it_cannot_be_written_down() {
+    let server = crowd(|number, peer, request| {
+        let is_it = number == 2 && request.kind == CommandType::READ;
+        if is_it {
+            let zeroes = vec![0; usize::try_from(request.length).unwrap()];
+            peer.data_chunk(request, request.offset, true, &zeroes);
+        }
+        is_it
+    });
+    let ended = judge(&server, &["--json", "/dev/full"]);
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("BROKEN: "), "{ended:?}");
+    assert!(ended.stderr.contains("cannot write /dev/full"), "{ended:?}");
+
+    let good = crowd(|_, _, _| false);
+    let ended = judge(&good, &["--operations", "500", "--json", "/dev/full"]);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    let good = crowd(|_, _, _| false);
+    let ended = judge(&good, &["--json", "/nonexistent/report"]);
+    ended.no_verdict(&["cannot write /nonexistent/report"]);
+    assert_eq!(good.asked(CommandType::WRITE), []);
+}
+
 // --- servers that break the protocol ---
 
 /// A server that treats one write in the middle of the run in its own way.
@@ -190,6 +217,14 @@ fn connections_that_get_something_else_are_not_compared() {
     let other = |number| Some(Offer::new(SIZE + 4096 * number).multi_conn());
     let server = Crowd::new(other, vec![0; 2 * SIZE], |_, _, _| false);
     judge(&server, &[]).no_verdict(&["have to get the same", "has 1052672 bytes"]);
+}
+
+#[test]
+fn a_connection_that_comes_back_and_gets_something_else_is_told_at_once() {
+    let other = |number| Some(Offer::new(SIZE + 4096 * usize::from(number >= 4)).multi_conn());
+    let server = Crowd::new(other, vec![0; 2 * SIZE], |_, _, _| false);
+    judge(&server, &[]).no_verdict(&["have to get the same", "has 1052672 bytes"]);
+    assert_eq!(server.clients(), 5, "it was tried again");
 }
 
 // --- servers that fail ---
@@ -296,8 +331,15 @@ fn a_server_that_dies_is_gone() {
 fn a_server_for_one_client_is_checked_with_one() {
     let one = |number| (number == 0).then(offer);
     let server = Crowd::new(one, vec![0; SIZE], |_, _, _| false);
-    // It leaves now and then, and is not let in again.
-    let ended = judge(&server, &["--operations", "40"]);
+    let ended = judge(&server, &["--operations", "1000"]);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    assert!(!ended.stdout.contains("HELD"), "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("nothing between connections was checked"),
+        "{ended:?}"
+    );
     assert!(
         ended.stderr.contains("going on with 1 connection: "),
         "{ended:?}"
@@ -371,6 +413,48 @@ fn a_server_that_does_not_shake_hands_does_not_keep_us() {
 }
 
 // --- restarts ---
+
+#[test]
+fn a_restart_that_a_connection_on_its_way_back_hides_leaves_no_verdict() {
+    let durable = Arc::new(Mutex::new(vec![0; SIZE]));
+    let clients: Arc<Mutex<HashMap<usize, TcpStream>>> = Arc::default();
+    let (old, others) = (Arc::clone(&durable), Arc::clone(&clients));
+    let disk: Arc<OnceLock<Arc<Mutex<Vec<u8>>>>> = Arc::default();
+    let lost = Arc::clone(&disk);
+    let server = Crowd::new(
+        move |number| {
+            // The first that comes again finds another process, and all others have lost theirs.
+            if number == 4 {
+                for client in others.lock().unwrap().values() {
+                    let _ = client.shutdown(Shutdown::Both);
+                }
+                let mut disk = lost.get().unwrap().lock().unwrap();
+                disk.copy_from_slice(&old.lock().unwrap());
+            }
+            Some(offer())
+        },
+        vec![0; SIZE],
+        move |number, peer, request| {
+            let mut clients = clients.lock().unwrap();
+            clients.entry(number).or_insert_with(|| peer.handle());
+            drop(clients);
+            if request.kind == CommandType::FLUSH {
+                let now = peer.disk.lock().unwrap().clone();
+                *durable.lock().unwrap() = now;
+            }
+            false
+        },
+    );
+    disk.set(Arc::clone(&server.disk)).unwrap();
+    judge(&server, &[]).no_verdict(&["all connections were lost at once", "--restart-command"]);
+}
+
+#[test]
+fn a_server_that_was_never_killed_has_not_outlived_it() {
+    let server = crowd(|_, _, _| false);
+    let options = ["--restart-command", "exit 1", "--operations", "100"];
+    judge(&server, &options).no_verdict(&["the server was never killed"]);
+}
 
 #[test]
 fn a_restart_command_that_does_nothing_is_found_out() {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nbd_proto::conformance;
+use nbd_proto::session::ReplyStyle;
 use nbd_proto::wire::CommandType;
 use rustix::event::{PollFd, PollFlags};
 
@@ -16,8 +17,10 @@ use super::shared::stream::wait_any;
 const REQUEST: u64 = 1 << 20;
 const AT_ONCE: usize = 4;
 
-/// How much is asked about at once.
+/// How much is asked about at once: as much as fits in a request, and where that has 64 bits, a
+/// few times for all that an export may have.
 const STATUS: u64 = 1 << 30;
+const EXTENDED_STATUS: u64 = 1 << 60;
 
 /// The place of something that is not zero.
 ///
@@ -28,9 +31,20 @@ const STATUS: u64 = 1 << 30;
 /// If it cannot be read, or a signal came.
 pub(crate) fn first_data(connection: &mut Connection, signals: &Signals) -> Result<Option<u64>> {
     let size = connection.session().size();
-    let mut at = 0;
+    let mut step = match connection.session().reply_style() {
+        ReplyStyle::Extended => EXTENDED_STATUS,
+        _ => STATUS,
+    };
+    let mut at: u64 = 0;
     while at < size {
-        let (end, zero) = status(connection, at, size, signals)?;
+        let end = size.min(at.saturating_add(step));
+        let told = status(connection, at, end, signals)?;
+        if told.is_none() && step > STATUS {
+            step = STATUS;
+            continue;
+        }
+        // A server that cannot tell can be read.
+        let (end, zero) = told.unwrap_or((end, false));
         if !zero && let Some(data) = data_in(connection, at, end, signals)? {
             return Ok(Some(data));
         }
@@ -58,31 +72,23 @@ pub(crate) fn first_data_of(
     Ok(None)
 }
 
-/// Up to where it is the same, and whether that is said to be zeroes.
+/// Up to where it is the same, and whether that is said to be zeroes, if the server can tell.
 fn status(
     connection: &mut Connection,
     at: u64,
-    size: u64,
+    end: u64,
     signals: &Signals,
-) -> Result<(u64, bool)> {
-    let end = size.min(at + STATUS);
-    if !connection.has_status() {
-        return Ok((end, false));
-    }
+) -> Result<Option<(u64, bool)>> {
     let minimum = u64::from(connection.session().block_sizes().minimum());
     let whole = end - end % minimum;
-    if whole <= at {
-        return Ok((end, false));
+    if !connection.has_status() || whole <= at {
+        return Ok(None);
     }
     connection.block_status(at, whole - at)?;
     let completion = next(connection, signals)?;
-    // A server that cannot tell can be read.
     let first = completion.extents.first();
-    let told = first.filter(|_| completion.result.is_ok());
-    Ok(match told {
-        Some(Extent { range, zero }) if range.end > at => (range.end.min(end), *zero),
-        _ => (end, false),
-    })
+    let told = first.filter(|it| completion.result.is_ok() && it.range.end > at);
+    Ok(told.map(|Extent { range, zero }| (range.end.min(end), *zero)))
 }
 
 fn data_in(

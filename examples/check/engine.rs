@@ -7,7 +7,7 @@ mod look;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::dice::Dice;
 use super::fleet::Fleet;
@@ -35,7 +35,8 @@ const STUCK: Duration = Duration::from_secs(5);
 /// Connections that are lost within this time are lost at once.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// A server that loses connections so often does nothing else.
+/// A server that loses so many connections, without a phase in which it loses none, does nothing
+/// else.
 const MOST_LOST: u64 = 100;
 
 /// What is to be done.
@@ -63,6 +64,8 @@ pub(crate) struct Engine<'a> {
     begun: Instant,
     /// When the first of the connections that are missing was lost.
     lost_since: Option<Instant>,
+    /// How many connections had been lost when a phase was over that has lost none.
+    forgiven: u64,
     /// When something was sent or in flight last.
     moved: Instant,
     /// Cells that were played on since all was looked at.
@@ -82,6 +85,7 @@ impl<'a> Engine<'a> {
             last_scene: 0,
             begun: Instant::now(),
             lost_since: None,
+            forgiven: 0,
             moved: Instant::now(),
             touched: BTreeSet::new(),
             played: BTreeMap::new(),
@@ -105,9 +109,13 @@ impl<'a> Engine<'a> {
             let cells = self.job.layout.cells().len();
             let slow = self.fleet.latency.of(Kind::Flush) > SLOW;
             let phase = Phase::any(cells, self.job.seconds, slow, &mut self.dice);
+            let lost = self.fleet.lost_count;
             self.play(&phase)?;
+            if self.fleet.lost_count == lost {
+                self.forgiven = lost;
+            }
             if self.restarts.as_ref().is_some_and(Restarts::is_due) && !self.is_over() {
-                self.restart()?;
+                self.restart(&phase)?;
             } else {
                 self.settle()?;
             }
@@ -123,6 +131,8 @@ impl<'a> Engine<'a> {
                 break;
             }
             self.fleet.turn(TICK)?;
+            // Nobody plays any more, and the next turn would not wait.
+            drop(self.fleet.take_answered());
         }
         self.fleet.close();
         Ok(())
@@ -161,7 +171,10 @@ impl<'a> Engine<'a> {
     fn begin_scene(&mut self, phase: &Phase) -> bool {
         let mut dice = self.dice.fork();
         let is_free = |&cell: &usize| {
-            phase.crowded || self.scenes.iter().all(|scene| scene.cell != Some(cell))
+            // One that waits for a connection until the crash is over keeps no cell to itself.
+            phase.crowded
+                || self.fleet.dying
+                || self.scenes.iter().all(|scene| scene.cell != Some(cell))
         };
         let free: Vec<usize> = phase.cells.iter().copied().filter(is_free).collect();
         let Some(index) = dice.pick(&free) else {
@@ -171,7 +184,12 @@ impl<'a> Engine<'a> {
             return false;
         };
         let cast = self.cast(index, &mut dice);
-        let may_travel = !self.scenes.iter().any(Scene::travels);
+        if cast.is_empty() {
+            return false;
+        }
+        // If one leaves, another has to witness that the server stays the same.
+        let may_travel =
+            !self.fleet.dying && self.fleet.len() > 1 && !self.scenes.iter().any(Scene::travels);
         let mut stage = Stage {
             dice: &mut dice,
             abilities: self.job.abilities,
@@ -192,12 +210,15 @@ impl<'a> Engine<'a> {
         self.scenes.push(scene);
     }
 
-    /// Who plays on a cell, and in which parts.
+    /// Who plays on a cell, and in which parts. While no connection comes again, those that have
+    /// one.
     fn cast(&self, cell: usize, dice: &mut Dice) -> Vec<usize> {
+        let can_play = |&slot: &usize| !self.fleet.dying || self.fleet.is_usable(slot);
         if !self.job.shared {
-            return vec![cell % self.fleet.len().max(1)];
+            let keeper = cell % self.fleet.len().max(1);
+            return Some(keeper).into_iter().filter(can_play).collect();
         }
-        let mut cast: Vec<usize> = (0..self.fleet.len()).collect();
+        let mut cast: Vec<usize> = (0..self.fleet.len()).filter(can_play).collect();
         dice.shuffle(&mut cast);
         cast
     }
@@ -288,8 +309,6 @@ impl<'a> Engine<'a> {
 
     /// Connections that the server has closed are opened again, if it is there.
     ///
-    /// If it has closed all of them it may have been restarted, and then nobody knows what was
-    /// going on.
     fn replace_lost(&mut self) -> Result<()> {
         let mut lost = self.fleet.closed();
         let is_on_its_way = |slot: usize| self.scenes.iter().any(|scene| scene.has_closed(slot));
@@ -303,22 +322,15 @@ impl<'a> Engine<'a> {
         if since.elapsed() < AT_ONCE {
             return Ok(());
         }
-        let all = self.fleet.closed().len() == self.fleet.len();
         let why = self.fleet.lost.last().cloned().unwrap_or_default();
         ensure!(
-            self.fleet.lost_count <= MOST_LOST,
+            self.fleet.lost_count - self.forgiven <= MOST_LOST,
             "the server loses one connection after the other: {why}"
         );
         for slot in lost {
-            self.fleet.join(slot).with_context(|| {
-                format!("connection {slot} was lost ({why}), and the server is gone")
-            })?;
+            let gone = format!("connection {slot} was lost ({why}), and the server is gone");
+            self.fleet.join(slot, &gone)?;
         }
-        ensure!(
-            !all,
-            "all connections were lost at once ({why}): if the server was restarted, it may have \
-             lost what was not flushed; see --restart-command"
-        );
         Ok(())
     }
 }

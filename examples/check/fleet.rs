@@ -71,6 +71,8 @@ struct Slot {
     /// Nothing is sent any more: it is to be closed.
     leaving: bool,
     in_flight: HashMap<Cookie, InFlight>,
+    /// The server has closed it, and nobody has asked for that.
+    lost: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +123,12 @@ impl<'a> Fleet<'a> {
         self.slots
             .get(slot)
             .is_some_and(|it| it.connection.is_some())
+    }
+
+    /// Whether something can be sent on it.
+    pub(crate) fn is_usable(&self, slot: usize) -> bool {
+        let is_usable = |it: &Slot| it.connection.is_some() && !it.leaving;
+        self.slots.get(slot).is_some_and(is_usable)
     }
 
     /// Whether nothing is in flight.
@@ -229,6 +237,21 @@ impl<'a> Fleet<'a> {
         Ok(ready.map(|((number, _), _)| *number).collect())
     }
 
+    /// Takes all that has come, without waiting for more. A server that never stops to send is
+    /// not followed for ever.
+    fn catch_up(&mut self) -> Result<()> {
+        let deadline = Instant::now() + GOODBYE;
+        loop {
+            let ready = self.wait(Duration::ZERO)?;
+            if ready.is_empty() || deadline <= Instant::now() {
+                return Ok(());
+            }
+            for slot in ready {
+                self.drive(slot)?;
+            }
+        }
+    }
+
     fn drive(&mut self, slot: usize) -> Result<()> {
         let Some(connection) = self
             .slots
@@ -294,10 +317,15 @@ impl<'a> Fleet<'a> {
             Error::Protocol(Fatal::Eof { .. }) | Error::Closed | Error::Io(_) if self.dying => {}
             Error::Protocol(Fatal::Eof { .. }) | Error::Closed | Error::Io(_) => {
                 self.lost_count += 1;
+                if let Some(it) = self.slots.get_mut(slot) {
+                    it.lost = true;
+                }
                 if self.lost.len() < MOST_TOLD {
                     self.lost.push(error.to_string());
                 }
             }
+            // A mistake of ours.
+            Error::Protocol(Fatal::Overread) => bail!("{error}"),
             Error::Protocol(_) | Error::TooEarly { .. } => {
                 let words = format!("on connection {slot}: {error}");
                 self.observer.accuse(Broken::Protocol(words));

@@ -16,7 +16,8 @@
 //! - [`Verdict::Held`]: nothing in the file contradicts the promise.
 //! - [`Verdict::Broken`]: the file contradicts it, and this is how.
 //! - [`Verdict::None`]: the file is in order, but has nothing that could contradict the promise. That
-//!   is so for a log of nbdkit with one log filter.
+//!   is so for a log of nbdkit with one log filter, for a history without a read that succeeded,
+//!   and for a log of two filters where nothing was promised.
 
 pub(crate) mod json;
 mod judge;
@@ -159,6 +160,8 @@ pub(crate) enum LineError {
     TooLong,
     #[error("it is not UTF-8")]
     NotText,
+    #[error("the last line is not complete")]
+    CutOff,
     #[error(
         "this is no known form of a history, which begins with `granule BYTES`, \
          {{\"granule\": BYTES}}, or the time of a log"
@@ -231,9 +234,11 @@ impl Imported {
     pub(crate) const fn verdict(&self) -> Verdict {
         match self {
             Self::Judged(it) if it.violation.is_some() => Verdict::Broken,
+            Self::Judged(it) if it.summary.blocks_read == 0 => Verdict::None,
             Self::Judged(_) => Verdict::Held,
             Self::Log(_) => Verdict::None,
             Self::Layers(it) if it.broken.is_some() => Verdict::Broken,
+            Self::Layers(it) if it.promises == 0 => Verdict::None,
             Self::Layers(_) => Verdict::Held,
         }
     }

@@ -11,7 +11,7 @@ use super::dice::Dice;
 /// What disks have for a sector: servers that cache do it in no smaller units.
 const USUAL_GRANULE: u64 = 512;
 const PAGE: u64 = 4096;
-const CELL: u64 = 64 << 10;
+pub(crate) const CELL: u64 = 64 << 10;
 
 /// More would take long to be looked at again.
 const MOST_CELLS: u64 = 16;
@@ -139,8 +139,9 @@ impl Layout {
     pub(crate) fn surroundings(&self, cell: Extent, of: Extent) -> Extent {
         let unit = PAGE.max(self.granule);
         let start = (of.offset - of.offset % unit).max(cell.offset);
-        let end = (of.offset + of.length).div_ceil(unit) * unit;
-        let end = end.min(cell.offset + cell.length);
+        let end = (of.offset + of.length).div_ceil(unit).checked_mul(unit);
+        let last = cell.offset + cell.length;
+        let end = end.map_or(last, |end| end.min(last));
         let length = (end - start).min(self.most_bytes);
         if start + length < of.offset + of.length {
             return of;
@@ -174,6 +175,8 @@ mod tests {
             1 << 20,
             16 << 20,
             (1 << 40) + 513,
+            u64::MAX - 511,
+            u64::MAX,
         ];
         let minima = [1, 512, 4096, 65_536];
         let cases = sizes.into_iter().flat_map(move |size| {

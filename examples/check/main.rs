@@ -9,7 +9,8 @@
 //!   `extended`), `block-sizes` (least, preferred, maximum payload), `lints` (`text`, `section` of
 //!   the protocol, `advice`: whether it is no more than that): what was announced;
 //! - `promise` (`multi-conn`, `single connection`), `read-only`, `connections`, `granule` (what
-//!   contents are told apart by, in bytes), `seed`: what was done;
+//!   contents are told apart by, in bytes), `seed`, `kills` (how often the server was killed, and
+//!   was to be; null without --restart-command): what was done;
 //! - `verdict`: `held`, `held so far` (a signal ended it), `broken`, or `unknown`, then with
 //!   `error`; `signal`; `seconds` that it took;
 //! - `counters`, and `played`: how often each kind of schedule was;
@@ -47,7 +48,6 @@ mod target;
 mod verdict;
 
 use std::collections::hash_map::RandomState;
-use std::fs;
 use std::hash::BuildHasher;
 use std::io::{self, Write};
 use std::path::Path;
@@ -68,7 +68,7 @@ use layout::Layout;
 use observer::Observer;
 use options::Options;
 use progress::Progress;
-use report::{Setup, count};
+use report::{Report, Setup, count};
 use restart::Restarts;
 use shared::connection::Connection;
 use shared::signals::Signals;
@@ -151,6 +151,7 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
         observer.record_to(path, &header(promise, &layout, empty))?;
     }
     let shared = promise.is_multi_conn() || target.is_read_only();
+    let report = options.json.as_deref().map(Report::create).transpose()?;
     let connections = gather(options, &target, &layout, first, shared)?;
     let setup = Setup {
         target: &target,
@@ -191,8 +192,9 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
     };
     progress.clear();
     let mut verdict = Verdict::of(&engine, promise, result, signals.caught(), begun.elapsed());
-    verdict.check_substance(target.abilities());
-    conclude(options, &setup, &verdict)
+    verdict.check_substance(target.abilities(), options.connections);
+    let unrecorded = engine.fleet.observer.failure();
+    Ok(conclude(&setup, &verdict, unrecorded, report))
 }
 
 /// Judges what was recorded earlier.
@@ -203,29 +205,42 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
 fn import(path: &Path, options: &Options) -> Result<u8> {
     let imported = import::import(path, &options.history)?;
     tell(&imported.to_string());
-    if let Some(path) = &options.json {
-        let text = format!("{:#}\n", imported.to_json());
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(match imported.verdict() {
+    let status = match imported.verdict() {
         import::Verdict::Broken => 1,
         import::Verdict::Held | import::Verdict::None => 0,
-    })
+    };
+    let report = options.json.as_deref().map(Report::create).transpose();
+    let written = report.and_then(|it| it.map_or(Ok(()), |it| it.write(&imported.to_json())));
+    Ok(status_with(status, written))
 }
 
-/// Says what came of it, everywhere.
-fn conclude(options: &Options, setup: &Setup<'_>, verdict: &Verdict) -> Result<u8> {
+/// Says what came of it, everywhere. `unrecorded`: why not all of it could be written down.
+fn conclude(
+    setup: &Setup<'_>,
+    verdict: &Verdict,
+    unrecorded: Option<&str>,
+    report: Option<Report>,
+) -> u8 {
     tell(&verdict.to_string());
-    if let Some(path) = &options.json {
-        setup.write_json(path, verdict)?;
-    }
     match (verdict.word(), &verdict.error) {
         ("unknown", Some(why)) if verdict.signal.is_none() => say(why),
-        ("broken", _) => {}
+        ("broken", _) => unrecorded.into_iter().for_each(say),
         _ if verdict.signal.is_some() => say("stopped by a signal"),
         _ => {}
     }
-    Ok(verdict.status())
+    let written = report.map_or(Ok(()), |it| it.write(&setup.to_json(verdict)));
+    status_with(verdict.status(), written)
+}
+
+/// What was found out counts more than that nobody can be told in a file.
+fn status_with(status: u8, written: Result<()>) -> u8 {
+    match written {
+        Ok(()) => status,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            if status == 0 { NO_VERDICT } else { status }
+        }
+    }
 }
 
 /// If nobody reads it, the status still says what is most important.
@@ -262,6 +277,9 @@ fn is_empty(
         return Ok(false);
     }
     let signals = target.signals();
+    if !options.quiet && !options.yes {
+        tell("looking whether it is empty\n");
+    }
     let found = if options.yes {
         empty::first_data_of(first, layout.cells(), signals)
     } else {
@@ -318,10 +336,12 @@ fn gather(
     first: Connection,
     shared: bool,
 ) -> Result<Vec<Connection>> {
-    let most = if shared {
-        usize::MAX
-    } else {
-        layout.cells().len()
+    let most = match layout.cells() {
+        _ if shared => usize::MAX,
+        cells if cells.iter().all(|it| it.length >= layout::CELL) => cells.len(),
+        // What a server keeps at once may be larger than such a cell: then one connection would
+        // disturb another, and may.
+        _ => 1,
     };
     let wanted = usize::try_from(options.connections).unwrap_or(1).min(most);
     let mut connections = vec![first];
@@ -329,6 +349,7 @@ fn gather(
         match target.open_another() {
             Ok(connection) => connections.push(connection),
             Err(error) if error.is::<Mismatch>() => return Err(error),
+            Err(_) if target.is_stopped() => break,
             Err(error) => {
                 let several = count(connections.len(), "connection");
                 say(&format!("going on with {several}: {error:#}"));

@@ -37,7 +37,8 @@ pub(crate) struct Options {
     #[arg(value_name = "URI", required_unless_present = "import")]
     pub(crate) uri: Option<String>,
 
-    /// How many connections
+    /// How many connections. With one, nothing between connections is checked, and it stays open to
+    /// the end
     #[arg(long, short = 'C', value_name = "N", default_value = "4",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) connections: u32,
@@ -58,7 +59,9 @@ pub(crate) struct Options {
 
     /// Kill the server now and then by this command of the shell. It has to kill the server at
     /// once (kill -9), wait for its end, start it again at the same address, and return when it
-    /// serves. It finds the URI in NBD_URI, and in NBD_RESTART how often it was run
+    /// serves; each time in the same way, so that nothing that outlived one kill, as what is
+    /// in the system's cache, is lost by the next. It finds the URI in NBD_URI, and in NBD_RESTART
+    /// how often it was run. What it and the server say is dropped: redirect it to keep it
     #[arg(long, value_name = "CMD", conflicts_with = "read_only")]
     pub(crate) restart_command: Option<String>,
 

@@ -1,8 +1,9 @@
 //! What is said before the run, and what programs are told after it.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nbd_proto::conformance::{Action, Content, Role, Step, Violation};
@@ -15,6 +16,36 @@ use super::observer::Broken;
 use super::size::display_size;
 use super::target::Target;
 use super::verdict::Verdict;
+
+/// A file for programs.
+#[derive(Debug)]
+pub(crate) struct Report {
+    path: PathBuf,
+    file: File,
+}
+
+impl Report {
+    /// Before there is anything to be written: it is better to know early if that will not do.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be created.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path);
+        Ok(Self {
+            file: file.with_context(|| format!("cannot write {}", path.display()))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// # Errors
+    ///
+    /// If the file cannot be written.
+    pub(crate) fn write(mut self, report: &Value) -> Result<()> {
+        let written = self.file.write_all(format!("{report:#}\n").as_bytes());
+        written.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
 
 /// What was negotiated, and what is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -97,17 +128,7 @@ impl Setup<'_> {
     }
 
     /// For programs; see [the program's page](super).
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be written.
-    pub(crate) fn write_json(&self, path: &Path, verdict: &Verdict) -> Result<()> {
-        let mut text = format!("{:#}", self.to_json(verdict));
-        text.push('\n');
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    fn to_json(self, verdict: &Verdict) -> Value {
+    pub(crate) fn to_json(self, verdict: &Verdict) -> Value {
         let session = self.target.session();
         let sizes = session.block_sizes();
         let lint = |it: &nbd_proto::session::Lint| json!({ "text": it.to_string(), "section": it.section(), "advice": it.is_advice() });
@@ -128,6 +149,7 @@ impl Setup<'_> {
             "connections": self.connections,
             "granule": self.layout.granule(),
             "seed": self.seed,
+            "kills": verdict.kills.map(|(done, wanted)| json!([done, wanted])),
             "verdict": verdict.word(),
             "error": verdict.error,
             "signal": verdict.signal,

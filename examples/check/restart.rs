@@ -18,6 +18,7 @@ pub(crate) struct Restarts {
     /// The latest comes first.
     moments: Vec<Instant>,
     running: Option<(Child, Instant)>,
+    pub(crate) wanted: u32,
     pub(crate) done: u64,
 }
 
@@ -41,6 +42,7 @@ impl Restarts {
             timeout,
             moments,
             running: None,
+            wanted: count,
             done: 0,
         }
     }
@@ -66,6 +68,8 @@ impl Restarts {
             .env("NBD_RESTART", (self.done + 1).to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            // A server that it leaves behind would keep ours open for whoever reads it to its end.
+            .stderr(Stdio::null())
             // Not ours: Ctrl-C is not for the server.
             .process_group(0)
             .spawn()

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::fleet::{Fleet, Sent};
 use super::script::{Act, Role, Script, Tag};
@@ -66,6 +66,16 @@ impl Scene {
         self.closed.contains(&slot)
     }
 
+    /// While the server is being killed: whether it waits for a connection, of which none comes
+    /// before that is over.
+    pub(crate) fn is_stranded(&self, fleet: &Fleet<'_>) -> bool {
+        match self.script.acts.get(self.next) {
+            Some(&Act::Send(_, role, _)) => !fleet.is_usable(self.slot(role)),
+            Some(Act::Leave(..) | Act::Join(_)) => true,
+            _ => false,
+        }
+    }
+
     /// One of its commands is over.
     pub(crate) fn answered(&mut self, tag: Tag) {
         self.unanswered.retain(|&it| it != tag);
@@ -112,6 +122,8 @@ impl Scene {
                 }
                 over
             }
+            // There is more to lose while it is connected.
+            Act::Leave(..) if fleet.dying => false,
             Act::Leave(role, farewell) => {
                 let slot = self.slot(role);
                 let closed = fleet.leave(slot, farewell, false);
@@ -124,11 +136,10 @@ impl Scene {
             Act::Join(_) if fleet.dying => false,
             Act::Join(role) => {
                 let slot = self.slot(role);
-                fleet.join(slot).with_context(|| {
-                    format!(
-                        "connection {slot} was closed to be opened again, but the server is gone"
-                    )
-                })?;
+                let gone = format!(
+                    "connection {slot} was closed to be opened again, but the server is gone"
+                );
+                fleet.join(slot, &gone)?;
                 self.closed.retain(|&it| it != slot);
                 true
             }

@@ -9,6 +9,9 @@ use super::engine::Engine;
 use super::observer::{Broken, Counters};
 use super::shapes::Abilities;
 
+/// What is left out of multi-conn where there is nobody else.
+const LONELY: &str = "on one connection: nothing between connections was checked";
+
 /// All that was seen.
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
@@ -18,6 +21,9 @@ pub(crate) struct Verdict {
     /// The signal that ended it.
     pub(crate) signal: Option<u8>,
     pub(crate) promise: Promise,
+    pub(crate) connections: usize,
+    /// How often the server was killed, and was to be.
+    pub(crate) kills: Option<(u64, u32)>,
     pub(crate) summary: Summary,
     pub(crate) counters: Counters,
     pub(crate) opened: u64,
@@ -45,6 +51,8 @@ impl Verdict {
             error: result.err().map(|error| format!("{error:#}")),
             signal,
             promise,
+            connections: fleet.len(),
+            kills: engine.restarts.as_ref().map(|it| (it.done, it.wanted)),
             summary: observer.summary(),
             counters: observer.counters(),
             opened: fleet.opened,
@@ -60,8 +68,9 @@ impl Verdict {
         }
     }
 
-    /// Why nothing can be said though nothing went wrong: there was nothing to go wrong.
-    pub(crate) fn check_substance(&mut self, abilities: Abilities) {
+    /// Why nothing can be said though nothing went wrong: there was nothing to go wrong, or not
+    /// what was asked for. `wanted`: so many connections.
+    pub(crate) fn check_substance(&mut self, abilities: Abilities, wanted: u32) {
         if self.broken.is_some() || self.error.is_some() || self.signal.is_some() {
             return;
         }
@@ -73,6 +82,7 @@ impl Verdict {
         } else if abilities.writes && abilities.flush && self.summary.flushes == 0 {
             "no flush"
         } else {
+            self.error = self.gap(wanted);
             return;
         };
         let why = match &self.first_failure {
@@ -80,6 +90,21 @@ impl Verdict {
             None => String::new(),
         };
         self.error = Some(format!("{missing} succeeded{why}, so nothing was checked"));
+    }
+
+    /// What was asked for and not done, so that the rest has not the weight it seems to have.
+    fn gap(&self, wanted: u32) -> Option<String> {
+        if let Some((0, wanted)) = self.kills {
+            return Some(format!(
+                "the server was never killed (0 of {wanted} kills), so nothing was checked of that"
+            ));
+        }
+        (self.is_lonely() && wanted > 1).then(|| LONELY.to_owned())
+    }
+
+    /// Whether half of the promise could not be checked.
+    const fn is_lonely(&self) -> bool {
+        self.promise.is_multi_conn() && self.connections == 1
     }
 
     /// In one word, for programs.
@@ -118,6 +143,9 @@ impl Verdict {
             "{commands} operations ({rate}/s), {flushes} flushes, {crashes} crashes, \
              {blocks_read} blocks read and compared"
         );
+        if let Some((done, wanted)) = self.kills {
+            words.push_str(&format!(", {done} of {wanted} kills"));
+        }
         if failed > 0 {
             words.push_str(&format!(", {failed} commands failed"));
             if let Some(why) = &self.first_failure {
@@ -144,7 +172,11 @@ impl fmt::Display for Verdict {
                 writeln!(f, "found within {extent}")
             }
             (None, Some(_), _) => writeln!(f, "no verdict; nothing wrong was seen in {extent}"),
+            (None, None, Some(_)) if self.summary.blocks_read == 0 => {
+                writeln!(f, "HELD so far: nothing was checked yet; {extent}")
+            }
             (None, None, Some(_)) => writeln!(f, "HELD so far: {extent}"),
+            (None, None, None) if self.is_lonely() => writeln!(f, "HELD: {extent}; {LONELY}"),
             (None, None, None) => writeln!(f, "HELD: {extent}"),
         }
     }
@@ -180,6 +212,8 @@ mod tests {
             error: None,
             signal: None,
             promise: Promise::MULTI_CONN,
+            connections: 4,
+            kills: None,
             summary: Summary::default(),
             counters,
             opened: 4,
@@ -205,7 +239,7 @@ mod tests {
         ] {
             let mut verdict = verdict(counters);
             assert_eq!(verdict.status(), 0);
-            verdict.check_substance(WRITES);
+            verdict.check_substance(WRITES, 4);
             assert_eq!((verdict.status(), verdict.word()), (2, "unknown"));
             let error = verdict.error.unwrap();
             assert!(error.starts_with(missing), "{error}");
@@ -215,8 +249,62 @@ mod tests {
             writes: false,
             ..WRITES
         };
-        verdict.check_substance(abilities);
+        verdict.check_substance(abilities, 4);
         assert_eq!(verdict.word(), "held");
+    }
+
+    fn full() -> Verdict {
+        let mut verdict = verdict(Counters {
+            reads: 9,
+            writes: 9,
+            ..Counters::default()
+        });
+        verdict.summary.flushes = 9;
+        verdict.summary.blocks_read = 9;
+        verdict
+    }
+
+    #[test]
+    fn a_server_that_was_never_killed_has_not_survived() {
+        for (kills, word) in [
+            (None, "held"),
+            (Some((0, 5)), "unknown"),
+            (Some((1, 5)), "held"),
+        ] {
+            let mut verdict = full();
+            verdict.kills = kills;
+            verdict.check_substance(WRITES, 4);
+            assert_eq!(verdict.word(), word, "{kills:?}");
+            assert_eq!(verdict.to_string().contains("kills"), kills.is_some());
+        }
+    }
+
+    #[test]
+    fn on_one_connection_multi_conn_has_not_held() {
+        let mut verdict = full();
+        verdict.connections = 1;
+        // That is what was wanted; and it is said.
+        verdict.check_substance(WRITES, 1);
+        assert_eq!(verdict.status(), 0);
+        assert!(verdict.to_string().contains(LONELY), "{verdict}");
+        verdict.check_substance(WRITES, 4);
+        assert_eq!(
+            (verdict.status(), verdict.error.as_deref()),
+            (2, Some(LONELY))
+        );
+        let mut verdict = full();
+        (verdict.connections, verdict.promise) = (1, Promise::SINGLE_CONNECTION);
+        verdict.check_substance(WRITES, 4);
+        assert_eq!(verdict.status(), 0);
+    }
+
+    #[test]
+    fn before_anything_was_read_nothing_has_held() {
+        let mut verdict = verdict(Counters::default());
+        verdict.signal = Some(2);
+        assert!(verdict.to_string().contains("nothing was checked yet"));
+        verdict.summary.blocks_read = 1;
+        assert!(!verdict.to_string().contains("nothing was checked yet"));
     }
 
     #[test]

@@ -106,8 +106,9 @@ impl Tls {
         self.push()?;
         let taken = self.session.writer().write_vectored(parts)?;
         match self.push() {
-            // It is taken all the same: it goes with the next.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(taken),
+            // It is taken all the same, and some of it may have gone: a server may answer that, and
+            // nobody may send it again. If the socket has failed, it fails with the next, too.
+            Err(_) if taken > 0 => Ok(taken),
             result => result.map(|()| taken),
         }
     }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nbd_proto::conformance::Event;
+use nbd_proto::multiplex::Mismatch;
 
 use super::super::script::Farewell;
 use super::super::shared::stream::Patience;
@@ -33,12 +34,13 @@ impl<'a> Fleet<'a> {
         true
     }
 
-    /// Connects again.
+    /// Connects again, unless a signal comes.
     ///
     /// # Errors
     ///
-    /// If that cannot be done, or something else is found there.
-    pub(crate) fn join(&mut self, slot: usize) -> Result<()> {
+    /// If that cannot be done, which is told in the words `gone`; if something else is found
+    /// there; or if it may be another server than before.
+    pub(crate) fn join(&mut self, slot: usize, gone: &str) -> Result<()> {
         if self.is_open(slot) {
             return Ok(());
         }
@@ -46,12 +48,15 @@ impl<'a> Fleet<'a> {
         let connection = loop {
             match self.target.open_another() {
                 Ok(connection) => break connection,
-                Err(error) if self.target.is_stopped() || Instant::now() >= deadline => {
-                    return Err(error);
+                Err(_) if self.target.is_stopped() => return Ok(()),
+                Err(error) if error.is::<Mismatch>() => return Err(error),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(error).with_context(|| gone.to_owned());
                 }
                 Err(_) => std::thread::sleep(BETWEEN_TRIES),
             }
         };
+        self.check_witness()?;
         self.opened += 1;
         if let Some(slot) = self.slots.get_mut(slot) {
             *slot = Slot {
@@ -59,6 +64,22 @@ impl<'a> Fleet<'a> {
                 ..Slot::default()
             };
         }
+        Ok(())
+    }
+
+    /// If all connections were lost before a new one was had, the server may have been restarted,
+    /// and then nobody knows what it has lost. Those of a dead process have ended before another
+    /// one can listen.
+    fn check_witness(&mut self) -> Result<()> {
+        self.catch_up()?;
+        let is_any_open = self.slots.iter().any(|it| it.connection.is_some());
+        let is_any_lost = self.slots.iter().any(|it| it.lost);
+        let why = self.lost.last().map_or("", String::as_str);
+        ensure!(
+            is_any_open || !is_any_lost,
+            "all connections were lost at once ({why}): if the server was restarted, it may have \
+             lost what was not flushed; see --restart-command"
+        );
         Ok(())
     }
 
@@ -101,8 +122,12 @@ impl<'a> Fleet<'a> {
                  alive: it has to kill the server, with kill -9, and start it again"
             );
             self.turn(left)?;
+            // Or the next turn would not wait.
+            self.answered.clear();
         }
         self.answered.clear();
+        // What comes next is not the same server, and that is known.
+        self.slots.iter_mut().for_each(|it| it.lost = false);
         Ok(())
     }
 

@@ -39,6 +39,12 @@ fn judged(judged: &Judged, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             writeln!(f, "{}: {}", Verdict::Broken, violation.trim_end())?;
             write!(f, "found at line {}, within ", found.line)?;
         }
+        None if judged.summary.blocks_read == 0 => write!(
+            f,
+            "{}: no read has succeeded, so nothing could contradict the promise of {} in ",
+            Verdict::None,
+            judged.header.promised
+        )?,
         None => write!(
             f,
             "{}: nothing contradicts the promise of {} in ",
@@ -123,6 +129,9 @@ fn of_layers(layers: &Layers) -> &'static str {
         Some(_) => {
             "data that was promised to be on permanent storage may be in a cache, if the backend \
              has one for each connection"
+        }
+        None if layers.promises == 0 => {
+            "no flush and no command with FUA has succeeded above, so nothing was promised"
         }
         None => {
             "whatever was answered for by a flush or FUA above had been flushed below, each through \

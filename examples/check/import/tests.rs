@@ -70,6 +70,44 @@ const STALE_JSON: &str = r#"
 // Histories with contents
 
 #[test]
+fn a_history_in_which_nothing_was_read_has_no_verdict() {
+    let header = "granule 4096\n";
+    let writes = "c0 write #1 0+4096 =1\nc0 done #1\nc0 flush #2\nc0 done #2\n";
+    let fails = "c0 read #3 0+4096\nc0 failed #3\n";
+    for text in [
+        header.to_owned(),
+        format!("{header}{writes}"),
+        format!("{header}{writes}{fails}"),
+    ] {
+        let imported = read(&text).unwrap();
+        assert_eq!(imported.verdict(), Verdict::None);
+        let words = imported.to_string();
+        assert!(
+            words.starts_with("NO VERDICT: no read has succeeded"),
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn an_event_that_was_cut_off_is_not_judged() {
+    let whole = "granule 4096\n\
+                 c0 write #1 0+4096 =12345\nc0 done #1\n\
+                 c0 read #2 0+4096\nc0 data #2 =12345\n";
+    assert_eq!(judged(whole).violation.map(|it| it.line), None);
+    let events = whole.trim_end();
+    for cut in [
+        events,
+        &events[..events.len() - 2],
+        &events[..events.len() - 7],
+    ] {
+        assert_eq!(refused(cut), (5, LineError::CutOff));
+    }
+    // There is nothing to be cut off of it.
+    judged(&format!("{whole}// The end"));
+}
+
+#[test]
 fn a_broken_promise_is_found_in_both_forms_at_its_line() {
     for text in [STALE, STALE_JSON] {
         let imported = read(text).unwrap();
@@ -158,7 +196,7 @@ fn what_is_wrong_with_a_line_is_told_with_its_number() {
     assert_eq!(refused(b"granule 1\n\n\xff\n"), (3, LineError::NotText));
     assert!(matches!(refused("granule 0"), (1, LineError::Form(_))));
     assert!(matches!(
-        refused("granule 1\nc0 fly #1"),
+        refused("granule 1\nc0 fly #1\n"),
         (2, LineError::Form(_))
     ));
     let twice = "granule 1\nc0 flush #1\nc0 flush #1\n";
@@ -287,6 +325,7 @@ proptest! {
         (history, promise) in prop_oneof![strategy::kept(), strategy::careless()],
     ) {
         let expected = match check(&history, promise) {
+            Ok(summary) if summary.blocks_read == 0 => Verdict::None,
             Ok(_) => Verdict::Held,
             Err(CheckError::Violation(_)) => Verdict::Broken,
             Err(error) => return Err(TestCaseError::fail(error.to_string())),
@@ -543,6 +582,18 @@ fn a_coordinator_that_flushed_what_it_had_to_has_held() {
     // Two flushes and one FUA above; below there is no FUA.
     assert_eq!(layers.promises, 3);
     assert_eq!(layers.below.uncovered.writes, 0);
+}
+
+#[test]
+fn layers_where_nothing_was_promised_have_no_verdict() {
+    // All up to the flush.
+    let text: Vec<&str> = C1.lines().take(21).collect();
+    let imported = read(text.join("\n") + "\n").unwrap();
+    assert_eq!(imported.verdict(), Verdict::None, "{imported}");
+    assert!(
+        imported.to_string().contains("so nothing was promised"),
+        "{imported}"
+    );
 }
 
 #[test]

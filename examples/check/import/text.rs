@@ -3,7 +3,8 @@
 //!
 //! The promise is not part of that form. Two comments before the granule tell it all the same, which
 //! is what `--record` writes; without them it is multi-conn, and zeroes at the beginning. `--promise`
-//! comes before what they say.
+//! comes before what they say. A last line without its end is not believed: half of a number is one,
+//! too.
 //!
 //! ```text
 //! // promise: multi-conn
@@ -62,6 +63,10 @@ pub(super) fn judge<R: BufRead>(
             continue;
         }
         let event = text.parse::<Event>();
+        // Half of a number is one, too.
+        if lines.is_cut_off() {
+            return Err(LineError::CutOff.at(line));
+        }
         let event =
             event.map_err(|error: HistoryError| LineError::Form(error.expected).at(line))?;
         let judged = judge.record(&event).map_err(|why| why.at(line))?;
