@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {
-            say(&one_line(&error.render().to_string()));
+            say(&shared::usage::one_line(&error, "copy"));
             return ExitCode::from(2);
         }
         Err(help) => {
@@ -92,17 +92,6 @@ impl From<anyhow::Error> for Ended {
 fn say(words: &str) {
     let line = words.replace('\n', " ");
     let _ = writeln!(io::stderr(), "copy: {line}");
-}
-
-/// What is wrong with the command line, without what `--help` says as well.
-fn one_line(error: &str) -> String {
-    let error = error.strip_prefix("error: ").unwrap_or(error);
-    let words: Vec<_> = error
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .map(str::trim)
-        .collect();
-    format!("{}; see copy --help", words.join(" "))
 }
 
 fn copy(options: &Options) -> Result<(), Ended> {

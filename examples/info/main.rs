@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {
-            say(&one_line(&error.render().to_string()));
+            say(&shared::usage::one_line(&error, "info"));
             return ExitCode::from(USAGE);
         }
         Err(help) => {
@@ -109,17 +109,6 @@ fn main() -> ExitCode {
 fn say(words: &str) {
     let line = words.replace('\n', " ");
     let _ = writeln!(io::stderr(), "info: {line}");
-}
-
-/// What is wrong with the command line, without what `--help` says as well.
-fn one_line(error: &str) -> String {
-    let error = error.strip_prefix("error: ").unwrap_or(error);
-    let words: Vec<_> = error
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .map(str::trim)
-        .collect();
-    format!("{}; see info --help", words.join(" "))
 }
 
 fn parse_uri(options: &Options) -> Result<NbdUri> {

@@ -10,3 +10,4 @@ pub(crate) mod stream;
 #[allow(dead_code, reason = "not every program has TLS")]
 pub(crate) mod tls;
 pub(crate) mod uri;
+pub(crate) mod usage;
