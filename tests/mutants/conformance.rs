@@ -4,6 +4,7 @@ use super::list::{Edit, Mutant};
 
 const CHECKER: &str = "src/conformance/check/checker.rs";
 const CHECK_BLOCK: &str = "src/conformance/check/block.rs";
+const CHECK_PAGES: &str = "src/conformance/check/pages.rs";
 const CHECK_EFFECT: &str = "src/conformance/check/effect.rs";
 const CHECK_FLUSHES: &str = "src/conformance/check/flushes.rs";
 const JUDGE: &str = "src/conformance/property/judge.rs";
@@ -145,11 +146,29 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: CHECK_BLOCK,
             find: "        let dead = self.older_than(durable) | self.places(|it| it.dead);
-        self.remove(dead, Why::Crash, gone);",
+        self.remove(dead, Why::Crash, bury);",
             replace: "        let dead = self.older_than(0 & durable) | self.places(|it| it.dead);
-        self.remove(dead, Why::Crash, gone);",
+        self.remove(dead, Why::Crash, bury);",
         }],
         caught_by: &["small::the_verdict_is_that_of_all_runs_of_an_abstract_server"],
+    },
+    Mutant {
+        name: "the checker does not know what it had no room for",
+        edits: &[Edit {
+            file: CHECK_BLOCK,
+            find: "        self.remove(victims, Why::Newer, bury);",
+            replace: "        self.remove(victims, Why::Newer, &mut |_, _| {});",
+        }],
+        caught_by: &["clauses::what_is_forgotten_for_want_of_room_is_never_accused"],
+    },
+    Mutant {
+        name: "the checker looks for blocks of two pages in one",
+        edits: &[Edit {
+            file: CHECK_PAGES,
+            find: "        let part = start..end.min((start / PAGE).saturating_add(1).saturating_mul(PAGE));",
+            replace: "        let part = start..end.min((start / PAGE).saturating_add(2).saturating_mul(PAGE));",
+        }],
+        caught_by: &["clauses::a_command_may_be_about_blocks_of_several_pages"],
     },
     Mutant {
         name: "the checker forgets what reads in flight may find",

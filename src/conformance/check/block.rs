@@ -66,13 +66,14 @@ impl Block {
         initial: &Effect,
         cover: Cover<'_>,
         most: usize,
+        bury: &mut impl FnMut(Effect, Why),
     ) {
         if self.effects.is_empty() {
             self.effects.reserve_exact(2);
             self.effects.push(initial.clone());
         }
         if self.effects.len() >= most {
-            self.merge(cover);
+            self.merge(cover, bury);
         }
         let older = self.places(|it| cover.is_older(it, effect.serial));
         effect.before = older | self.older_than(older);
@@ -100,11 +101,12 @@ impl Block {
         content: Content,
         floor: &Floor,
         reading: Reading,
-        gone: &mut Vec<(Effect, Why)>,
+        bury: &mut impl FnMut(Effect, Why),
     ) -> Judgement {
-        if let [only] = &mut self.effects[..]
+        // What is alone has settled, and is newer than all there was: finding it teaches nothing.
+        if let [only] = &self.effects[..]
             && only.content == content
-            && only.survivor
+            && !only.is_anything()
         {
             return Judgement::Legal;
         }
@@ -124,7 +126,7 @@ impl Block {
         if legal.is_power_of_two() {
             self.found(lowest(legal), (floored | old) & !legal, reading);
         }
-        self.narrow(legal, reading, gone);
+        self.narrow(legal, reading, bury);
         Judgement::Legal
     }
 
@@ -170,30 +172,35 @@ impl Block {
     }
 
     /// If it was something that a crash has left, then it is that which the crash has left.
-    fn narrow(&mut self, legal: Places, reading: Reading, gone: &mut Vec<(Effect, Why)>) {
+    fn narrow(&mut self, legal: Places, reading: Reading, bury: &mut impl FnMut(Effect, Why)) {
         let survivors = self.places(|it| it.survivor);
         let others = survivors & !legal;
         if others != 0 && legal & !survivors == 0 {
-            self.remove(others, Why::Other(reading), gone);
+            self.remove(others, Why::Other(reading), bury);
         }
     }
 
     /// Forgets what no read to come may find.
-    pub(super) fn prune(&mut self, horizon: Horizon, gone: &mut Vec<(Effect, Why)>) {
+    pub(super) fn prune(&mut self, horizon: Horizon, bury: &mut impl FnMut(Effect, Why)) {
         if self.effects.len() > 1 {
             let past = self.older_than(self.places(|it| horizon.is_past(it)));
-            self.remove(past, Why::Newer, gone);
+            self.remove(past, Why::Newer, bury);
         }
     }
 
     /// What is left may be what the crash left.
-    pub(super) fn crash(&mut self, now: Stamp, cover: Cover<'_>, gone: &mut Vec<(Effect, Why)>) {
+    pub(super) fn crash(
+        &mut self,
+        now: Stamp,
+        cover: Cover<'_>,
+        bury: &mut impl FnMut(Effect, Why),
+    ) {
         if self.effects.is_empty() {
             return;
         }
         let durable = self.places(|it| cover.is_durable(it));
         let dead = self.older_than(durable) | self.places(|it| it.dead);
-        self.remove(dead, Why::Crash, gone);
+        self.remove(dead, Why::Crash, bury);
         for effect in &mut self.effects {
             effect.survivor = true;
             effect.settled = now;
@@ -201,27 +208,29 @@ impl Block {
         }
     }
 
-    fn remove(&mut self, places: Places, why: Why, gone: &mut Vec<(Effect, Why)>) {
+    fn remove(&mut self, places: Places, why: Why, bury: &mut impl FnMut(Effect, Why)) {
         if places == 0 {
             return;
         }
-        let mut place = 0;
-        self.effects.retain(|effect| {
-            let leaves = places >> place & 1 == 1;
-            place += 1;
-            if leaves && effect.kind != Kind::Forgotten {
-                gone.push((effect.clone(), why));
-            }
-            !leaves
+        let mut rest = places;
+        let leaving = self.effects.extract_if(.., |_| {
+            let leaves = rest & 1 == 1;
+            rest >>= 1;
+            leaves
         });
+        for effect in leaving.filter(|it| it.kind != Kind::Forgotten) {
+            bury(effect, why);
+        }
         for effect in &mut self.effects {
             effect.before = without(effect.before, places);
         }
     }
 
     /// Makes room: the older half of the effects becomes at most three, of which nothing is known
-    /// but that they may be anything. So what was forgotten is no reason to accuse.
-    fn merge(&mut self, cover: Cover<'_>) {
+    /// but that they may be anything. So what was forgotten is no reason to accuse; what it was is
+    /// known for as long as it lies in its grave, should it be found when nothing may be anything
+    /// any more.
+    fn merge(&mut self, cover: Cover<'_>, bury: &mut impl FnMut(Effect, Why)) {
         let half = self.effects.len() / 2;
         let victims: Places = (1 << half) - 1;
         let dead = self.older_than(self.places(|it| cover.is_durable(it)));
@@ -236,7 +245,7 @@ impl Block {
         let merged: Vec<_> = classes
             .map(|(class, dead)| (self.as_one(class, dead), self.newer_than(class) >> half))
             .collect();
-        self.remove(victims, Why::Newer, &mut Vec::new());
+        self.remove(victims, Why::Newer, bury);
         for effect in &mut self.effects {
             effect.before <<= merged.len();
         }

@@ -3,12 +3,13 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::block::{Judgement, MOST_EFFECTS, Why};
 use super::effect::{Cover, Effect, Floor, Flushed, Horizon, Kind, NEVER, Reading, Serial, Stamp};
 use super::error::{CheckError, Malformed};
 use super::flushes::Flushes;
-use super::pages::Pages;
+use super::pages::{Pages, by_page};
 use super::promise::{Initial, Promise};
 use super::witness;
 use crate::conformance::history::{Command, Content, Contents, Event, Extent, Outcome};
@@ -66,7 +67,6 @@ pub struct Checker {
     crash: Option<Crash>,
     down: bool,
     pub(super) graves: Graves,
-    gone: Vec<(Effect, Why)>,
     summary: Summary,
     violation: Option<Box<Violation>>,
 }
@@ -98,16 +98,19 @@ pub(super) struct Graves {
 }
 
 impl Graves {
-    fn add(&mut self, block: u64, gone: &mut Vec<(Effect, Why)>) {
-        for (effect, why) in gone.drain(..) {
-            let known = self.origins.len() < ORIGINS || self.origins.contains_key(&block);
-            if known && (effect.survivor || effect.kind == Kind::Initial) {
-                self.origins.insert(block, (effect.clone(), why));
-            }
-            if self.effects.len() >= self.most {
-                self.effects.pop_front();
-            }
-            self.effects.push_back((block, effect, why));
+    fn add(&mut self, block: u64, effect: Effect, why: Why) {
+        if effect.survivor || effect.kind == Kind::Initial {
+            self.add_origin(block, &effect, why);
+        }
+        if self.effects.len() >= self.most {
+            self.effects.pop_front();
+        }
+        self.effects.push_back((block, effect, why));
+    }
+
+    fn add_origin(&mut self, block: u64, effect: &Effect, why: Why) {
+        if self.origins.len() < ORIGINS || self.origins.contains_key(&block) {
+            self.origins.insert(block, (effect.clone(), why));
         }
     }
 
@@ -161,7 +164,6 @@ impl Checker {
                 effects: VecDeque::new(),
                 origins: BTreeMap::new(),
             },
-            gone: Vec::new(),
             summary: Summary::default(),
             violation: None,
         }
@@ -311,19 +313,19 @@ impl Checker {
         };
         let initial = initial(self.promise);
         let horizon = self.horizon();
-        for number in blocks(self.granule, command) {
-            let cover = Cover {
-                promise: self.promise,
-                flushes: &self.flushes,
-            };
-            let Some(block) = self.blocks.get_or_add(number) else {
-                continue;
-            };
-            if let Some(horizon) = horizon {
-                block.prune(horizon, &mut self.gone);
+        let cover = Cover {
+            promise: self.promise,
+            flushes: &self.flushes,
+        };
+        for part in by_page(blocks(self.granule, command)) {
+            let there = self.blocks.get_or_add(part.clone()).unwrap_or_default();
+            for (number, block) in part.zip(there) {
+                let bury = &mut |it, why| self.graves.add(number, it, why);
+                if let Some(horizon) = horizon {
+                    block.prune(horizon, bury);
+                }
+                block.invoke(effect.clone(), &initial, cover, self.most_effects, bury);
             }
-            block.invoke(effect.clone(), &initial, cover, self.most_effects);
-            self.graves.add(number, &mut self.gone);
         }
     }
 
@@ -378,17 +380,12 @@ impl Checker {
         Ok(())
     }
 
-    /// A modification was answered.
+    /// A modification was answered. That alone makes nothing older unfindable: a flush has to be
+    /// invoked later, or with FUA a read.
     fn end(&mut self, invoked: Stamp, command: &Command, succeeded: bool) {
-        let now = self.now;
-        let horizon = self.horizon();
-        for number in blocks(self.granule, command) {
-            if let Some(block) = self.blocks.get_mut(number) {
-                block.answer(invoked, now, succeeded);
-                if let Some(horizon) = horizon {
-                    block.prune(horizon, &mut self.gone);
-                    self.graves.add(number, &mut self.gone);
-                }
+        for part in by_page(blocks(self.granule, command)) {
+            for block in self.blocks.get_mut(part).unwrap_or_default() {
+                block.answer(invoked, self.now, succeeded);
             }
         }
     }
@@ -416,27 +413,34 @@ impl Checker {
             Contents::Each(each) => each.iter(),
             Contents::Same(_) => [].iter(),
         };
-        for number in blocks(self.granule, &command.command) {
-            let content = match contents {
-                Contents::Same(content) => *content,
-                Contents::Each(_) => each.next().copied().unwrap_or(Content::MIXED),
-            };
-            let judgement = match self.blocks.get_mut(number) {
-                Some(block) if !block.effects.is_empty() => {
-                    let judgement = block.read(content, &floor, reading, &mut self.gone);
-                    if let (Some(horizon), Judgement::Legal) = (horizon, judgement) {
-                        block.prune(horizon, &mut self.gone);
+        for part in by_page(blocks(self.granule, &command.command)) {
+            let mut there = self
+                .blocks
+                .get_mut(part.clone())
+                .unwrap_or_default()
+                .iter_mut();
+            for number in part {
+                let content = match contents {
+                    Contents::Same(content) => *content,
+                    Contents::Each(_) => each.next().copied().unwrap_or(Content::MIXED),
+                };
+                let judgement = match there.next() {
+                    Some(block) if !block.effects.is_empty() => {
+                        let bury = &mut |it, why| self.graves.add(number, it, why);
+                        let judgement = block.read(content, &floor, reading, bury);
+                        if let (Some(horizon), Judgement::Legal) = (horizon, judgement) {
+                            block.prune(horizon, bury);
+                        }
+                        judgement
                     }
-                    self.graves.add(number, &mut self.gone);
-                    judgement
+                    _ if initial(self.promise).may_be(content) => Judgement::Legal,
+                    _ => Judgement::Alien,
+                };
+                if judgement != Judgement::Legal {
+                    return Err(self.accuse(number, content, &floor, reading, judgement));
                 }
-                _ if initial(self.promise).may_be(content) => Judgement::Legal,
-                _ => Judgement::Alien,
-            };
-            if judgement != Judgement::Legal {
-                return Err(self.accuse(number, content, &floor, reading, judgement));
+                self.summary.blocks_read += 1;
             }
-            self.summary.blocks_read += 1;
         }
         Ok(())
     }
@@ -496,8 +500,7 @@ impl Checker {
             flushes: &self.flushes,
         };
         for (number, block) in self.blocks.iter_mut() {
-            block.crash(now, cover, &mut self.gone);
-            self.graves.add(number, &mut self.gone);
+            block.crash(now, cover, &mut |it, why| self.graves.add(number, it, why));
         }
         self.crash = Some(Crash {
             at: now,
@@ -528,7 +531,7 @@ fn initial(promise: Promise) -> Effect {
 }
 
 /// The numbers of the blocks of a command that was found to be well-formed.
-fn blocks(granule: u64, command: &Command) -> impl Iterator<Item = u64> + use<> {
+fn blocks(granule: u64, command: &Command) -> Range<u64> {
     let Extent { offset, length } = command.extent().unwrap_or(Extent::new(0, 0));
     let first = offset / granule;
     first..first.saturating_add(length / granule)
