@@ -136,7 +136,9 @@ impl Limits {
     }
 
     /// Most bytes in the bodies of all replies to one option together (default 16 MiB); a client
-    /// hangs up at the header of the reply that would exceed them.
+    /// hangs up at the header of the reply that would exceed them. An
+    /// [`Inspector`](crate::handshake::Inspector) also keeps no more than this of what it hears about
+    /// all exports together.
     #[must_use]
     pub const fn with_max_reply_bytes(mut self, bytes: u32) -> Self {
         self.max_reply_bytes = bytes;
