@@ -331,6 +331,20 @@ fn refusals_of_contexts_are_those_that_the_protocol_allows() {
         });
         assert_eq!(told(&run), (vec![], code), "{why:?}");
     }
+    // Whoever asks for all contexts does not ask for those of `base:` only; no question at all is
+    // one for none.
+    for (option, code) in [
+        (list("disk", &[]), ReplyType::ERR_EXT_HEADER_REQD),
+        (set("disk", &[]), ReplyType::ERR_POLICY),
+    ] {
+        let bytes = client_bytes(fixed(), &[SR, option]);
+        let run = run_server_with(config(), &bytes, &[], |ask| {
+            if let Ask::Contexts(ask) = ask {
+                ask.refuse(required);
+            }
+        });
+        assert_eq!(told(&run), (vec![], code));
+    }
 }
 
 #[test]
