@@ -105,8 +105,8 @@ impl Limits {
         self
     }
 
-    /// Most options that a client may send in one session (default 1024); a server hangs up on
-    /// the next one.
+    /// Most options that a client may send in one session, a farewell (`ABORT`) not counted
+    /// (default 1024); a server hangs up on the next one.
     #[must_use]
     pub const fn with_max_options(mut self, count: u32) -> Self {
         self.max_options = count;

@@ -194,7 +194,7 @@ fn what_goes_wrong_is_told_apart() {
 fn what_was_answered_before_the_end_is_still_sent() {
     let limits = Limits::new().with_max_options(1);
     let config = ServerConfig::new().with_limits(limits);
-    let options = [ClientOption::StartTls, ClientOption::Abort];
+    let options = [ClientOption::StartTls, ClientOption::StartTls];
     let mut stream = Script::new(client_bytes(fixed(), &options), 1000);
     let end = server_handshake(&mut stream, config, answer);
     assert!(matches!(
