@@ -498,7 +498,11 @@ fn all_that_an_inspection_keeps_is_bounded() {
     for (limit, whole) in [(limit, false), (1_000_000, true)] {
         let config = ClientConfig::new().with_limits(Limits::new().with_max_reply_bytes(limit));
         let mut tool = Inspector::new(inspect.clone(), config);
-        let end = tool.advance(&mut &bytes[..], &mut vec![]);
+        let mut out = vec![];
+        let end = tool.advance(&mut &bytes[..], &mut out);
+        let mut abort = vec![];
+        ClientOption::Abort.encode(&mut abort);
+        assert!(out.ends_with(&abort), "softly, either way");
         if whole {
             assert!(matches!(end, Ok(InspectProgress::Done(_))));
             continue;

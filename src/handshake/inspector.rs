@@ -288,7 +288,7 @@ impl Inspector {
         if option != OptionCode::LIST && !self.keeps(&end, &info, &contexts) {
             let limit = self.limit;
             self.over = Some(Err(Fatal::TooManyReplyBytes { option, limit }.into()));
-            return;
+            return self.leave(out);
         }
         match option {
             OptionCode::LIST => {
@@ -317,13 +317,17 @@ impl Inspector {
                 let Err(refused) = end else { return };
                 if !self.opening.survives(&refused) {
                     self.over = Some(Err(refused.clone().into()));
-                    // After ERR_SHUTDOWN the machine says goodbye by itself.
-                    if let Ok(ClientStep::Ready(ready)) = self.handshake.step(&mut &[][..], out) {
-                        ready.abort();
-                    }
+                    self.leave(out);
                 }
                 self.report.refused.push(refused);
             }
+        }
+    }
+
+    /// Says goodbye, unless the machine has done so by itself, as after `ERR_SHUTDOWN`.
+    fn leave(&mut self, out: &mut Vec<u8>) {
+        if let Ok(ClientStep::Ready(ready)) = self.handshake.step(&mut &[][..], out) {
+            ready.abort();
         }
     }
 
