@@ -16,7 +16,7 @@
 //! | option longer than [`Limits::max_drain`] | none | [`Fatal::OptionTooLong`] |
 //! | `EXPORT_NAME` that is malformed, unknown or refused (`NBD_OPT_EXPORT_NAME`) | none possible | [`Fatal::ExportName`], [`Fatal::ExportRefused`] |
 //! | option that is unknown or not supported ("Baseline") | `ERR_UNSUP` | body drained, go on |
-//! | malformed body; `LIST`, `STARTTLS`, `STRUCTURED_REPLY`, `EXTENDED_HEADERS` with data; a query without namespace | `ERR_INVALID` | body drained, go on |
+//! | malformed body; a string above 4096 bytes, with a NUL, or not UTF-8; `LIST`, `STARTTLS`, `STRUCTURED_REPLY`, `EXTENDED_HEADERS` with data; a query without namespace | `ERR_INVALID` | body drained, go on |
 //! | a second `STARTTLS` within TLS, a second `EXTENDED_HEADERS` | `ERR_INVALID` | go on |
 //! | meta contexts without structured replies and extended headers | `ERR_INVALID` | body drained, go on |
 //! | `STRUCTURED_REPLY` after extended headers | `ERR_EXT_HEADER_REQD` | go on |

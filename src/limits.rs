@@ -74,7 +74,7 @@ impl Limits {
             // What is skipped in one go before we hang up: an unknown option, or a payload above
             // our maximum. The protocol does not allow us to take up to 32 MiB for an attack.
             max_drain: DEFAULT_MAX_PAYLOAD,
-            // proto.md "Size constraints": a server without constraints takes 32 MiB.
+            // proto.md "Size constraints": a server without constraints answers reads of 32 MiB.
             max_payload: DEFAULT_MAX_PAYLOAD,
             // Chunks in one reply. A 32 MiB read in pieces of 512 bytes has 65,536.
             max_chunks: 1 << 17,
@@ -84,7 +84,7 @@ impl Limits {
     }
 
     /// Most bytes in the body of one option or option reply (default 64 KiB). A longer option is
-    /// answered with `ERR_TOO_BIG` and drained.
+    /// answered with `ERR_TOO_BIG` and drained; a client hangs up on a longer reply.
     #[must_use]
     pub const fn with_max_option_body(mut self, bytes: u32) -> Self {
         self.max_option_body = bytes;
@@ -93,7 +93,8 @@ impl Limits {
 
     /// Most bytes in a name or a query that a client sends (default 4096, which is also the most
     /// that the protocol allows and that can be set). An option with a longer one is answered
-    /// with `ERR_TOO_BIG`; after `EXPORT_NAME`, a server hangs up.
+    /// with `ERR_TOO_BIG`, one with more than 4096 bytes as malformed, with `ERR_INVALID`; after
+    /// `EXPORT_NAME`, a server hangs up.
     #[must_use]
     pub const fn with_max_string(mut self, bytes: u32) -> Self {
         self.max_string = if bytes > MAX_STRING {
@@ -104,8 +105,8 @@ impl Limits {
         self
     }
 
-    /// Most options that a client may send in one session (default 1024); a server hangs up on
-    /// the next one.
+    /// Most options that a client may send in one session, a farewell (`ABORT`) not counted
+    /// (default 1024); a server hangs up on the next one.
     #[must_use]
     pub const fn with_max_options(mut self, count: u32) -> Self {
         self.max_options = count;
@@ -136,7 +137,9 @@ impl Limits {
     }
 
     /// Most bytes in the bodies of all replies to one option together (default 16 MiB); a client
-    /// hangs up at the header of the reply that would exceed them.
+    /// hangs up at the header of the reply that would exceed them. An
+    /// [`Inspector`](crate::handshake::Inspector) also keeps no more than this of what it hears about
+    /// all exports together.
     #[must_use]
     pub const fn with_max_reply_bytes(mut self, bytes: u32) -> Self {
         self.max_reply_bytes = bytes;
@@ -151,7 +154,11 @@ impl Limits {
         self
     }
 
-    /// Most bytes of payload in one request or reply chunk (default 32 MiB).
+    /// Most bytes that a client takes as the payload of one reply chunk, and that it can read at once
+    /// (default 32 MiB).
+    ///
+    /// What a server takes in one request is a matter of the export, and told to the client:
+    /// [`BlockSizes::max_payload`](crate::session::BlockSizes::max_payload).
     #[must_use]
     pub const fn with_max_payload(mut self, bytes: u32) -> Self {
         self.max_payload = bytes;
@@ -221,7 +228,7 @@ impl Limits {
         self.max_drain
     }
 
-    /// Most bytes of payload in one request or reply chunk.
+    /// Most bytes that a client takes as the payload of one reply chunk, and reads at once.
     #[must_use]
     pub const fn max_payload(&self) -> u32 {
         self.max_payload

@@ -282,6 +282,34 @@ fn a_caller_can_answer_queries_in_its_own_language() {
 }
 
 #[test]
+fn a_caller_cannot_answer_with_what_no_query_can_have_asked_for() {
+    let all = ["base:allocation", "x-dated:2016"];
+    for (option, expected) in [
+        // proto.md under `NBD_OPT_SET_META_CONTEXT`: "If zero queries are sent, the server MUST
+        // select no metadata contexts"; under the other option they mean all.
+        (set("disk", &[]), &[][..]),
+        (list("disk", &[]), &all),
+        // "The `base:` metadata namespace": "`base:` - the server MUST ignore this form during
+        // NBD_OPT_SET_META_CONTEXT", and a leaf that is not known.
+        (set("disk", &["base:", "base:other"]), &[]),
+        (list("disk", &["base:"]), &all[..1]),
+        // What a query of another namespace means is for that to say, but not of what is in others.
+        (set("disk", &["x-dated:2010..2020"]), &all[1..]),
+        (list("disk", &["x-dated:2010..2020"]), &all[1..]),
+        (set("disk", &["x-other:1"]), &[]),
+    ] {
+        let bytes = client_bytes(fixed(), &[SR, option.clone()]);
+        let run = run_server_with(config(), &bytes, &[], |ask| match ask {
+            Ask::Contexts(ask) => ask.accept_exactly(&all.map(|it| Context::new(name(it)))),
+            ask => answer(ask),
+        });
+        let names: Vec<_> = told(&run).0.into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names, expected, "{option:?}");
+        assert_eq!(told(&run).1, ReplyType::ACK);
+    }
+}
+
+#[test]
 fn refusals_of_contexts_are_those_that_the_protocol_allows() {
     let base: &[&str] = &["base:allocation"];
     let other: &[&str] = &["x-wide:sixty-four"];
@@ -302,6 +330,20 @@ fn refusals_of_contexts_are_those_that_the_protocol_allows() {
             }
         });
         assert_eq!(told(&run), (vec![], code), "{why:?}");
+    }
+    // Whoever asks for all contexts does not ask for those of `base:` only; no question at all is
+    // one for none.
+    for (option, code) in [
+        (list("disk", &[]), ReplyType::ERR_EXT_HEADER_REQD),
+        (set("disk", &[]), ReplyType::ERR_POLICY),
+    ] {
+        let bytes = client_bytes(fixed(), &[SR, option]);
+        let run = run_server_with(config(), &bytes, &[], |ask| {
+            if let Ask::Contexts(ask) = ask {
+                ask.refuse(required);
+            }
+        });
+        assert_eq!(told(&run), (vec![], code));
     }
 }
 

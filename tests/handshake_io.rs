@@ -194,7 +194,7 @@ fn what_goes_wrong_is_told_apart() {
 fn what_was_answered_before_the_end_is_still_sent() {
     let limits = Limits::new().with_max_options(1);
     let config = ServerConfig::new().with_limits(limits);
-    let options = [ClientOption::StartTls, ClientOption::Abort];
+    let options = [ClientOption::StartTls, ClientOption::StartTls];
     let mut stream = Script::new(client_bytes(fixed(), &options), 1000);
     let end = server_handshake(&mut stream, config, answer);
     assert!(matches!(
@@ -495,8 +495,12 @@ fn an_inspection_comes_through_either_driver() {
 mod with_futures {
     use super::*;
     use futures::executor::block_on;
-    use futures::io::AllowStdIo;
+    use futures::io::{AllowStdIo, AsyncRead, AsyncWrite};
     use nbd_proto::io::futures as driver;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::task::{Context, Poll};
 
     #[test]
     fn both_async_drivers_shake_hands_over_a_socket() {
@@ -545,6 +549,76 @@ mod with_futures {
             assert!(stream.is_tls());
             assert_eq!(server.join().unwrap(), Some(got.session));
         }
+    }
+
+    /// What these tests have for TLS where they only ask whether it was shut down.
+    struct Closing {
+        stream: AllowStdIo<Script>,
+        closed: Arc<AtomicBool>,
+    }
+
+    impl AsyncRead for Closing {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.stream).poll_read(context, buffer)
+        }
+    }
+
+    impl AsyncWrite for Closing {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            assert!(!self.closed.load(Relaxed), "more is sent after the end");
+            Pin::new(&mut self.stream).poll_write(context, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_flush(context)
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.closed.store(true, Relaxed);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn async_drivers_shut_tls_down_after_their_farewell() {
+        // proto.md "Termination of the session during option haggling": an ABORT "MUST be followed
+        // by the client shutting down TLS (if it is running)".
+        let refused = OptionReply::Error {
+            code: ReplyType::ERR_POLICY,
+            message: name("no"),
+        };
+        let replies = [
+            (OptionCode::STARTTLS, OptionReply::Ack),
+            (OptionCode::EXTENDED_HEADERS, OptionReply::Ack),
+            (OptionCode::GO, refused),
+        ];
+        let stream = || AllowStdIo::new(Script::new(server_bytes(3, &replies), 1000));
+        let closed = Arc::new(AtomicBool::new(false));
+        let begin = async |stream: AllowStdIo<Script>| {
+            let closed = Arc::clone(&closed);
+            io::Result::Ok(Closing { stream, closed })
+        };
+        let config = ClientConfig::new();
+        let what = Inspect::new().with_tls(TlsWanted::Required);
+        let (_, end) = block_on(driver::inspect_with_tls(stream(), what, config, begin));
+        assert!(end.is_ok());
+        assert!(closed.swap(false, Relaxed));
+
+        let shaken = driver::client_handshake_with_tls(stream(), over_tls("disk"), config, begin);
+        let refused = block_on(shaken).map(|_| ());
+        assert!(matches!(
+            refused,
+            Err(Error::Protocol(NegotiateError::Refused(_)))
+        ));
+        assert!(closed.load(Relaxed));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use nbd_proto::handshake::{
     Negotiated, Negotiator, Progress, Report, ServerConfig, ServerHandshake, Step, TlsPolicy,
     TlsWanted, Wanted,
 };
+use nbd_proto::limits::Limits;
 use nbd_proto::session::{Announcement, Lint, ReplyStyle};
 use nbd_proto::wire::{
     ClientOption, GreetingStyle, HandshakeFlags, Info, InfoType, Name, OldstyleGreeting,
@@ -453,6 +454,68 @@ fn an_inspection_of_servers_that_know_little_says_so() {
     let mut tool = Inspector::new(Inspect::new(), ClientConfig::new());
     let refused = tool.advance(&mut &bytes[..], &mut out);
     assert_eq!(refused, Err(Fatal::Oldstyle.into()));
+}
+
+#[test]
+fn an_oldstyle_server_is_not_looked_at_where_tls_is_required() {
+    // Whoever is in between can make any server look like one.
+    let mut bytes = vec![];
+    let _ = ServerHandshake::oldstyle(&disk(), &mut bytes).unwrap();
+    for (tls, seen) in [
+        (TlsWanted::No, true),
+        (TlsWanted::Preferred, true),
+        (TlsWanted::Required, false),
+    ] {
+        let config = ClientConfig::new().with_oldstyle(true);
+        let mut tool = Inspector::new(Inspect::new().with_tls(tls), config);
+        let progress = tool.advance(&mut &bytes[..], &mut vec![]);
+        match progress {
+            Ok(InspectProgress::Done(_)) => assert!(seen, "{tls:?}"),
+            end => assert_eq!((end, seen), (Err(Fatal::Oldstyle.into()), false)),
+        }
+        assert_eq!(tool.report().exports.len(), usize::from(seen));
+    }
+}
+
+#[test]
+fn all_that_an_inspection_keeps_is_bounded() {
+    // Each answer is within the limits, but there are many of them.
+    let limit = 100_000;
+    let context = |at: usize| OptionReply::MetaContext {
+        id: 0,
+        name: name(&format!("x:{at:4000}")),
+    };
+    let mut replies = vec![(EXT, OptionReply::Ack)];
+    let mut inspect = Inspect::new().with_contexts(true);
+    for at in 0..100 {
+        inspect = inspect.with_export(name(&format!("{at}")));
+        replies.push((OptionCode::INFO, export(HAS)));
+        replies.push((OptionCode::INFO, OptionReply::Ack));
+        replies.push((OptionCode::LIST_META_CONTEXT, context(at)));
+        replies.push((OptionCode::LIST_META_CONTEXT, OptionReply::Ack));
+    }
+    let bytes = server_bytes(3, &replies);
+    for (limit, whole) in [(limit, false), (1_000_000, true)] {
+        let config = ClientConfig::new().with_limits(Limits::new().with_max_reply_bytes(limit));
+        let mut tool = Inspector::new(inspect.clone(), config);
+        let mut out = vec![];
+        let end = tool.advance(&mut &bytes[..], &mut out);
+        let mut abort = vec![];
+        ClientOption::Abort.encode(&mut abort);
+        assert!(out.ends_with(&abort), "softly, either way");
+        if whole {
+            assert!(matches!(end, Ok(InspectProgress::Done(_))));
+            continue;
+        }
+        let option = OptionCode::LIST_META_CONTEXT;
+        let too_many = Fatal::TooManyReplyBytes { option, limit };
+        assert!(end == Err(too_many.into()));
+        assert!(tool.advance(&mut &[][..], &mut vec![]) == end);
+        assert!(tool.on_eof().is_err());
+        assert_eq!(tool.wants(), 0);
+        let kept = tool.report().exports.len();
+        assert!((20..=25).contains(&kept), "{kept}");
+    }
 }
 
 #[test]

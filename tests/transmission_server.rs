@@ -5,8 +5,8 @@ use nbd_proto::session::{BlockSizes, ReplyStyle, Session};
 use nbd_proto::transmission::server::Fatal;
 use nbd_proto::transmission::{IllegalReply, Refusal, ReplyEncoder, RequestDecoder, RequestEvent};
 use nbd_proto::wire::{
-    BadMagic, Chunk, ChunkType, CommandFlags, Cookie, Errno, ErrorChunk, Name, ReplyFlags, Request,
-    SimpleReply, TransmissionFlags,
+    BadMagic, Chunk, ChunkType, CommandFlags, CommandType, Cookie, Errno, ErrorChunk, Name,
+    ReplyFlags, Request, SimpleReply, TransmissionFlags,
 };
 
 const C: Cookie = Cookie(0xc0);
@@ -356,6 +356,48 @@ fn eoverflow_is_for_commands_without_payload_above_the_maximum_payload() {
             let reply = SimpleReply::from_bytes(head.as_ref().try_into().unwrap()).unwrap();
             assert_eq!(reply.result, Err(expected));
         }
+    }
+}
+
+#[test]
+fn a_fast_zero_does_not_overflow_whatever_its_length() {
+    // proto.md under `NBD_CMD_WRITE_ZEROES`: "if NBD_CMD_FLAG_FAST_ZERO is set, the server SHOULD
+    // NOT fail with NBD_EOVERFLOW regardless of the client length".
+    let zero = Request::write_zeroes(C, 0, 1 << 20).with_flags(CommandFlags::FAST_ZERO);
+    let head = encoder(ReplyStyle::Simple).fail(&zero, Errno::EOVERFLOW);
+    let reply = SimpleReply::from_bytes(head.as_ref().try_into().unwrap()).unwrap();
+    assert_eq!(reply.result, Err(Errno::EINVAL));
+}
+
+#[test]
+fn a_message_ends_before_a_nul() {
+    // proto.md "Conventions": a string MUST NOT contain NUL, "error messages" included.
+    let read = Request::read(C, 0, 512);
+    let mut out = vec![];
+    encoder(ReplyStyle::Structured).error(&read, Errno::EIO, "disk\0on fire", &mut out);
+    let error = ErrorChunk::parse(ChunkType::ERROR, &out[20..]).unwrap();
+    assert_eq!(error.message, b"disk");
+}
+
+#[test]
+fn an_error_with_offset_answers_only_commands_whose_range_is_known() {
+    let encoder = encoder(ReplyStyle::Extended);
+    let mut out = vec![];
+    // The length is that of the payload; how much of the export is meant, is in there.
+    let query = Request::block_status(C, 0, 12).with_flags(CommandFlags::PAYLOAD_LEN);
+    // proto.md under `NBD_REPLY_TYPE_ERROR_OFFSET` lists the commands to which it is a reply.
+    let unknown = Request::new(CommandType(9), C, 0, 12);
+    for request in [query, unknown] {
+        assert_eq!(
+            encoder.error_at(&request, 11, Errno::EIO, "", &mut out),
+            Err(IllegalReply::OutOfRange)
+        );
+    }
+    assert!(out.is_empty());
+    let write = Request::write(C, 0, 12).with_flags(CommandFlags::PAYLOAD_LEN);
+    for request in [write, Request::block_status(C, 0, 12)] {
+        let told = encoder.error_at(&request, 11, Errno::EIO, "", &mut out);
+        assert_eq!(told, Ok(()));
     }
 }
 

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use super::client::{ClientConfig, ClientHandshake, ClientStep, Ready};
 use super::negotiator::NegotiateError;
-use super::opening::Opening;
+use super::opening::{Opening, TlsWanted};
 use super::tls::TlsStart;
 use crate::error::{Fatal, Refused};
 use crate::session::ReplyStyle;
@@ -35,7 +35,12 @@ pub enum InspectProgress {
 ///
 /// Driven like a [`Negotiator`](super::Negotiator). Each export costs one option, or two with its
 /// meta contexts, and some servers hang up after some number of them (nbdkit after 32): where the
-/// connection ends too early, [`report`](Self::report) has what was learned so far.
+/// connection ends too early, [`report`](Self::report) has what was learned so far. So it has when
+/// there is more to be kept, besides the list, than
+/// [`Limits::max_reply_bytes`](crate::limits::Limits::max_reply_bytes) allows.
+///
+/// An oldstyle server is looked at if [`ClientConfig::with_oldstyle`] says so, and TLS is not
+/// required.
 ///
 /// ```
 /// use nbd_proto::handshake::{
@@ -75,7 +80,10 @@ pub struct Inspector {
     listed: Vec<Listed>,
     info: ExportInfo,
     contexts: Vec<Name>,
-    over: Option<Result<(), Refused>>,
+    /// How much of the limit on what is kept has gone into the report, besides the list.
+    kept: u64,
+    limit: u32,
+    over: Option<Result<(), NegotiateError>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +145,9 @@ impl Inspector {
     /// Begins; the server speaks first.
     #[must_use]
     pub fn new(inspect: Inspect, config: ClientConfig) -> Self {
+        // An oldstyle server cannot be talked to over TLS.
+        let plain = inspect.basics.tls != TlsWanted::Required;
+        let config = config.with_oldstyle(config.oldstyle() && plain);
         Self {
             handshake: ClientHandshake::new(config),
             opening: Opening::new(inspect.basics),
@@ -148,6 +159,8 @@ impl Inspector {
             listed: Vec::new(),
             info: ExportInfo::default(),
             contexts: Vec::new(),
+            kept: 0,
+            limit: config.limits().max_reply_bytes(),
             over: None,
         }
     }
@@ -176,7 +189,7 @@ impl Inspector {
     pub fn on_eof(&self) -> Result<(), NegotiateError> {
         match &self.over {
             Some(Ok(())) => Ok(()),
-            Some(Err(refused)) => Err(refused.clone().into()),
+            Some(Err(why)) => Err(why.clone()),
             None => Ok(self.handshake.on_eof()?),
         }
     }
@@ -191,9 +204,9 @@ impl Inspector {
     ///
     /// # Errors
     ///
-    /// If the server breaks the protocol, wants TLS where none is wanted, refuses TLS where it is
-    /// required, or is shutting down. Every later call fails in the same way. That an export or a
-    /// list is refused is no error, but part of the report.
+    /// If the server breaks the protocol or tells more than is to be kept, wants TLS where none is
+    /// wanted, refuses TLS where it is required, or is shutting down. Every later call fails in the
+    /// same way. That an export or a list is refused is no error, but part of the report.
     pub fn advance(
         &mut self,
         input: &mut &[u8],
@@ -270,7 +283,12 @@ impl Inspector {
         if let Err(refused) = &end
             && refused.code == ReplyType::ERR_SHUTDOWN
         {
-            self.over = Some(Err(refused.clone()));
+            self.over = Some(Err(refused.clone().into()));
+        }
+        if option != OptionCode::LIST && !self.keeps(&end, &info, &contexts) {
+            let limit = self.limit;
+            self.over = Some(Err(Fatal::TooManyReplyBytes { option, limit }.into()));
+            return self.leave(out);
         }
         match option {
             OptionCode::LIST => {
@@ -298,15 +316,31 @@ impl Inspector {
             _ => {
                 let Err(refused) = end else { return };
                 if !self.opening.survives(&refused) {
-                    self.over = Some(Err(refused.clone()));
-                    // After ERR_SHUTDOWN the machine says goodbye by itself.
-                    if let Ok(ClientStep::Ready(ready)) = self.handshake.step(&mut &[][..], out) {
-                        ready.abort();
-                    }
+                    self.over = Some(Err(refused.clone().into()));
+                    self.leave(out);
                 }
                 self.report.refused.push(refused);
             }
         }
+    }
+
+    /// Says goodbye, unless the machine has done so by itself, as after `ERR_SHUTDOWN`.
+    fn leave(&mut self, out: &mut Vec<u8>) {
+        if let Ok(ClientStep::Ready(ready)) = self.handshake.step(&mut &[][..], out) {
+            ready.abort();
+        }
+    }
+
+    /// Counts what goes into the report; whether that is not too much. The limit on the replies to
+    /// one option does not bound those to one for each of many exports.
+    fn keeps(&mut self, end: &Result<(), Refused>, info: &ExportInfo, names: &[Name]) -> bool {
+        let texts = [&info.name, &info.description].into_iter().flatten();
+        let message = end.as_ref().err().map(|refused| &refused.message);
+        let texts = texts.chain(message).chain(names);
+        // Also a name of one byte takes memory.
+        let size = |name: &Name| u64::from(name.wire_len()) + size_of::<Name>() as u64;
+        self.kept = self.kept.saturating_add(texts.map(size).sum());
+        self.kept <= self.limit.into()
     }
 
     fn queue(&mut self, listed: &[Listed]) {

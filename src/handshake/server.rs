@@ -338,10 +338,13 @@ impl ServerHandshake {
             Err(bad) => return self.fail(Fatal::OptionMagic(bad)),
         };
         let limit = self.config.limits.max_options();
-        if self.options >= limit {
-            return self.fail(Fatal::TooManyOptions { limit });
+        // A farewell is no attack, and the session is over with it.
+        if header.option != OptionCode::ABORT {
+            if self.options >= limit {
+                return self.fail(Fatal::TooManyOptions { limit });
+            }
+            self.options += 1;
         }
-        self.options += 1;
         if header.option != OptionCode::GO {
             // Any option between INFO and GO frees us from what was said to INFO.
             self.promise = None;

@@ -134,7 +134,8 @@ pub async fn client_handshake<S: AsyncRead + AsyncWrite + Unpin>(
 /// # Errors
 ///
 /// If the stream or `upgrade` fails, or the server refuses or breaks the protocol; the connection
-/// is closed then, by dropping the stream.
+/// is closed then, by dropping the stream. What `upgrade` made is closed before, so that TLS is
+/// shut down, unless it has failed itself.
 pub async fn client_handshake_with_tls<S, T>(
     stream: S,
     wanted: Wanted,
@@ -163,7 +164,8 @@ pub async fn inspect<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// Asks a server what it has, over TLS if that is [wanted](Inspect::with_tls), and leaves.
 ///
-/// As [`io::inspect_with_tls`](super::inspect_with_tls).
+/// As [`io::inspect_with_tls`](super::inspect_with_tls); but TLS is shut down at the end, by
+/// closing what `upgrade` made.
 ///
 /// Not cancel safe: see the module's documentation.
 pub async fn inspect_with_tls<S, T>(
@@ -178,7 +180,14 @@ where
 {
     let mut inspector = Inspector::new(inspect, config);
     let end = talk_with_tls(stream, &mut inspector, upgrade).await;
-    (inspector.report().clone(), end.map(|_| ()))
+    let end = match end {
+        Ok((MaybeTls::Tls(stream), _)) => {
+            shut_down_tls(stream).await;
+            Ok(())
+        }
+        end => end.map(|_| ()),
+    };
+    (inspector.report().clone(), end)
 }
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
@@ -263,10 +272,22 @@ where
     };
     let mut stream = upgrade(stream).await?;
     client.tls_started(leave);
-    match talk(&mut stream, client, &mut out).await? {
-        Talked::Over(done) => Ok((MaybeTls::Tls(stream), done)),
-        Talked::StartTls(_) => Err(no_tls_here().into()),
+    match talk(&mut stream, client, &mut out).await {
+        Ok(Talked::Over(done)) => Ok((MaybeTls::Tls(stream), done)),
+        Ok(Talked::StartTls(_)) => Err(no_tls_here().into()),
+        Err(error) => {
+            if let Error::Protocol(_) = error {
+                shut_down_tls(stream).await;
+            }
+            Err(error)
+        }
     }
+}
+
+/// proto.md "Termination of the session during option haggling": an `ABORT` "MUST be followed by
+/// the client shutting down TLS (if it is running)". It is over whether that succeeds or not.
+async fn shut_down_tls<T: AsyncWrite + Unpin>(mut stream: T) {
+    let _ = stream.close().await;
 }
 
 /// The upgrade of the drivers without TLS.

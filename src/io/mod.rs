@@ -178,7 +178,9 @@ pub fn client_handshake<S: Read + Write>(
 /// # Errors
 ///
 /// If the stream or `upgrade` fails, or the server refuses or breaks the protocol; the connection
-/// is closed then, by dropping the stream.
+/// is closed then, by dropping the stream. If the server refuses, TLS should be shut down before
+/// (proto.md "Termination of the session during option haggling"), which is for the [`Drop`] of
+/// what `upgrade` made to do: [`Write`] knows no such thing.
 pub fn client_handshake_with_tls<S: Read + Write, T: Read + Write>(
     stream: S,
     wanted: Wanted,
@@ -202,7 +204,8 @@ pub fn inspect<S: Read + Write>(
 
 /// Asks a server what it has, over TLS if that is [wanted](Inspect::with_tls), and leaves.
 ///
-/// As [`inspect`]; the stream is wrapped by `upgrade` if TLS is started, and dropped at the end.
+/// As [`inspect`]; the stream is wrapped by `upgrade` if TLS is started, and dropped at the end. The
+/// protocol wants TLS to be shut down then, which is for the [`Drop`] of what `upgrade` made to do.
 pub fn inspect_with_tls<S: Read + Write, T: Read + Write>(
     stream: S,
     inspect: Inspect,

@@ -89,7 +89,7 @@ pub enum IllegalReply {
 /// | error | goes out as it is | else as |
 /// |---|---|---|
 /// | `ENOTSUP` | to a write zeroes with `FAST_ZERO` ("MUST NOT fail with `NBD_ENOTSUP`" without) | `EINVAL` |
-/// | `EOVERFLOW` | to a read answered in chunks; to a trim, cache or write zeroes above the maximum payload | `EINVAL` |
+/// | `EOVERFLOW` | to a read answered in chunks; to a trim, cache or write zeroes above the maximum payload, but not with `FAST_ZERO` | `EINVAL` |
 /// | unknown to the protocol | never | `EINVAL` |
 /// | any other | always | |
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +158,8 @@ impl ReplyEncoder {
     }
 
     /// Appends the reply of a failure, with a message for people where the style has room for one.
-    /// The message is cut to 4096 bytes, or to the maximum payload of the session if that is less.
+    /// The message is cut to 4096 bytes, or to the maximum payload of the session if that is less,
+    /// and before a NUL, which no string of the protocol can have.
     pub fn error(&self, request: &Request, errno: Errno, message: &str, out: &mut Vec<u8>) {
         match self.style {
             ReplyStyle::Simple => out.extend_from_slice(&self.simple(request, Err(errno))),
@@ -173,7 +174,9 @@ impl ReplyEncoder {
     ///
     /// # Errors
     ///
-    /// If the offset is not within the range of the request.
+    /// If the offset is not within the range of the request, or the command has none that the
+    /// request tells: a flush, an unknown command, a block status with payload (for which there is
+    /// [`StatusReply::error_at`](super::StatusReply::error_at)).
     pub fn error_at(
         &self,
         request: &Request,
@@ -182,7 +185,10 @@ impl ReplyEncoder {
         message: &str,
         out: &mut Vec<u8>,
     ) -> Result<(), IllegalReply> {
-        let has_range = !matches!(request.kind, CommandType::FLUSH | CommandType::DISC);
+        // The length of a block status with payload is that of the payload.
+        let is_query = request.kind == CommandType::BLOCK_STATUS
+            && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let has_range = has_range(request.kind) && !is_query;
         let inside = offset >= request.offset && offset - request.offset < request.length;
         if !has_range || !inside {
             return Err(IllegalReply::OutOfRange);
@@ -293,11 +299,13 @@ impl ReplyEncoder {
             }
             // "SHOULD NOT return NBD_EOVERFLOW except as documented in response to NBD_CMD_READ
             // when NBD_CMD_FLAG_DF is supported, or when a command without payload requests a
-            // length larger than an advertised maximum payload length"
+            // length larger than an advertised maximum payload length"; with FAST_ZERO it "SHOULD
+            // NOT fail with NBD_EOVERFLOW regardless of the client length".
             Errno::EOVERFLOW => match request.kind {
                 CommandType::READ => !matches!(self.style, ReplyStyle::Simple),
                 CommandType::TRIM | CommandType::CACHE | CommandType::WRITE_ZEROES => {
                     request.length > self.max_payload as u64
+                        && !request.flags.contains(CommandFlags::FAST_ZERO)
                 }
                 _ => false,
             },
@@ -339,9 +347,25 @@ impl ReplyEncoder {
     }
 }
 
-/// As much of a message as fits, without splitting a character.
+/// The commands to which an error with offset is a valid reply (under
+/// `NBD_REPLY_TYPE_ERROR_OFFSET`).
+pub(super) const fn has_range(command: CommandType) -> bool {
+    matches!(
+        command,
+        CommandType::READ
+            | CommandType::WRITE
+            | CommandType::TRIM
+            | CommandType::CACHE
+            | CommandType::WRITE_ZEROES
+            | CommandType::BLOCK_STATUS
+    )
+}
+
+/// As much of a message as fits, without splitting a character, and has no NUL.
 fn cut(message: &str, most: usize) -> &str {
-    let mut end = most.min(message.len());
+    // proto.md "Conventions": strings, "error messages" among them, "MUST NOT contain NUL".
+    let end = message.find('\0').unwrap_or(message.len());
+    let mut end = most.min(end);
     while !message.is_char_boundary(end) {
         end = end.saturating_sub(1);
     }

@@ -61,6 +61,19 @@ fn one_option_too_many_ends_the_session() {
 }
 
 #[test]
+fn a_client_may_leave_softly_after_the_last_option_that_it_may_send() {
+    // proto.md under `NBD_OPT_ABORT`: "The server MUST reply with NBD_REP_ACK".
+    let config = ServerConfig::new().with_limits(Limits::new().with_max_options(1));
+    let options = [ClientOption::List, ClientOption::Abort];
+    let run = run_server(config, &client_bytes(fixed(), &options), &[]);
+    assert_eq!(run.events, [Event::List, Event::Aborted]);
+    assert_eq!(
+        kinds(&run).last(),
+        Some(&(OptionCode::ABORT, ReplyType::ACK))
+    );
+}
+
+#[test]
 fn a_body_above_the_limit_is_too_big_and_skipped() {
     let limits = Limits::new().with_max_option_body(100).with_max_drain(200);
     let config = ServerConfig::new().with_limits(limits);

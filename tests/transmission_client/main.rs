@@ -201,6 +201,39 @@ fn eshutdown_is_an_error_like_any_other() {
 }
 
 #[test]
+fn eshutdown_is_noticed_whichever_error_of_a_reply_it_is() {
+    let wire = [
+        error(MORE, 5, b"", Some(1000)),
+        error(DONE, 108, b"bye", Some(1500)),
+    ]
+    .concat();
+    let mut decoder = decoder(ReplyStyle::Structured, &[read()]);
+    let mut input = &wire[..];
+    assert!(!decoder.is_shutting_down());
+    while decoder.next(&mut input).unwrap().is_some() {}
+    assert_eq!(decoder.in_flight(), 0);
+    assert!(decoder.is_shutting_down());
+}
+
+#[test]
+fn an_error_chunk_is_taken_however_little_may_be_skipped() {
+    let limits = Limits::new().with_max_drain(0);
+    let mut decoder = ReplyDecoder::new(&session(ReplyStyle::Structured), &limits, 1);
+    decoder.expect(&read()).unwrap();
+    let wire = error(DONE, 5, &[b'x'; 4096], Some(1000));
+    let mut input = &wire[..];
+    let mut events = 0;
+    while decoder.next(&mut input).unwrap().is_some() {
+        events += 1;
+    }
+    assert_eq!((events, decoder.in_flight()), (2, 0));
+    // What is longer than any error that is known is skipped in part, and so is limited.
+    decoder.expect(&read()).unwrap();
+    let wire = error(DONE, 5, &[b'x'; 4097], Some(1000));
+    assert!(decoder.next(&mut &wire[..]).is_err());
+}
+
+#[test]
 fn an_unknown_error_number_ends_as_einval() {
     let wire = simple(C, Err(Errno(4711)));
     assert_eq!(fails(ReplyStyle::Simple, read(), &wire), Errno::EINVAL);

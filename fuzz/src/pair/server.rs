@@ -227,7 +227,7 @@ impl Server {
                     CommandType::CACHE,
                     CommandType::WRITE_ZEROES,
                 ];
-                large && without_payload.contains(&kind)
+                large && !fast && without_payload.contains(&kind)
             }
             _ => true,
         };

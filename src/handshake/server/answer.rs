@@ -123,9 +123,11 @@ impl ServerHandshake {
             (Refusal::ExtendedHeadersRequired, Question::Export { .. }) => {
                 self.reply_style != ReplyStyle::Extended
             }
-            (Refusal::ExtendedHeadersRequired, Question::Contexts { request, .. }) => {
+            (Refusal::ExtendedHeadersRequired, Question::Contexts { option, request }) => {
                 let base = |query: &Name| query.as_str().starts_with("base:");
-                self.reply_style != ReplyStyle::Extended && !request.queries.iter().all(base)
+                let all = *option == OptionCode::LIST_META_CONTEXT && request.queries.is_empty();
+                let others = all || !request.queries.iter().all(base);
+                self.reply_style != ReplyStyle::Extended && others
             }
             (Refusal::ExtendedHeadersRequired, Question::List) => false,
             (

@@ -126,12 +126,18 @@ impl<'s> ContextsAsk<'s> {
         self.answer(&asked);
     }
 
-    /// Answers with exactly these contexts, whatever was asked for: the caller has read the
-    /// [`queries`](Self::queries).
+    /// Answers with exactly these contexts: the caller has read the [`queries`](Self::queries), and
+    /// knows what they mean in its namespaces.
+    ///
+    /// What no query can mean is left out all the same: a context of a namespace that none is of; in
+    /// a selection, one of `base:` that is not named, and any if there are no queries.
     ///
     /// A context's id in the session is its place among those given here, from 0.
     pub fn accept_exactly<'c>(self, contexts: impl IntoIterator<Item = &'c Context>) {
-        let asked: Vec<_> = numbered(contexts).collect();
+        let queries = Queries::new(self.selects(), &self.request.queries);
+        let asked: Vec<_> = numbered(contexts)
+            .filter(|(_, context)| queries.can_mean(context.name.as_str()))
+            .collect();
         self.answer(&asked);
     }
 
@@ -189,7 +195,9 @@ fn numbered<'c>(
 
 /// Queries, sorted by what they can ask for.
 struct Queries<'q> {
+    selects: bool,
     all: bool,
+    spaces: BTreeSet<&'q str>,
     exact: BTreeSet<&'q str>,
     prefixes: Vec<&'q str>,
 }
@@ -200,7 +208,10 @@ impl<'q> Queries<'q> {
             .iter()
             .map(Name::as_str)
             .partition(|query| query.ends_with(':'));
+        let texts = queries.iter().map(Name::as_str);
         Self {
+            selects,
+            spaces: texts.filter_map(namespace).collect(),
             // proto.md: "If zero queries are sent, then the server MUST return all the metadata
             // contexts", but "MUST select no metadata contexts".
             all: !selects && queries.is_empty(),
@@ -215,6 +226,17 @@ impl<'q> Queries<'q> {
         self.all
             || self.exact.contains(name)
             || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// Whether there can be a language of queries in which one asks for this name: the one of its
+    /// namespace, which for `base:` is the protocol's own.
+    fn can_mean(&self, name: &str) -> bool {
+        match namespace(name) {
+            _ if self.all => true,
+            Some("base") if self.selects => self.exact.contains(name),
+            Some(space) => self.spaces.contains(space),
+            None => false,
+        }
     }
 }
 

@@ -372,7 +372,8 @@ impl ReplyDecoder {
             // "A server MUST NOT send a chunk where any variable-length portion of the chunk is
             // larger than any advertised maximum payload size"
             let limit = match phase {
-                Phase::ErrorHead { .. } => max_drain,
+                // All of an error that is as it should be is of use.
+                Phase::ErrorHead { .. } => max_drain.max(chunk::LONGEST_ERROR),
                 Phase::StatusHead => max_payload.saturating_add(chunk::status_head_len(style)),
                 _ => max_payload.saturating_add(DataHead::LEN as u64),
             };

@@ -49,8 +49,9 @@ pub enum ReplyEvent<'b> {
         cookie: Cookie,
         /// The error, as the server sent it.
         errno: Errno,
-        /// Where in the export it happened; everything that came for other offsets is valid, if
-        /// all errors of the reply have an offset.
+        /// Where in the export it happened. If all errors of the reply have an offset, the content
+        /// of a read is valid that came in chunks without one, and in others up to the first;
+        /// [`ReadBuffer::good`](crate::transmission::ReadBuffer::good) keeps count of it.
         offset: Option<u64>,
         /// What the server says about it, for people; may be empty. At most 4096 bytes are kept,
         /// and what is not UTF-8 is replaced.

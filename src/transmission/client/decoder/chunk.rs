@@ -4,6 +4,7 @@ use alloc::string::String;
 
 use super::{Phase, ReplyDecoder, Step};
 use crate::session::ReplyStyle;
+use crate::transmission::answer::has_range;
 use crate::transmission::client::{Fatal, ReplyEvent, Violation};
 use crate::wire::{
     Chunk, ChunkType, CommandType, DataHead, Errno, ErrorChunk, Extent, Extents, Hole,
@@ -140,6 +141,8 @@ impl ReplyDecoder {
 
     pub(super) fn error<'b>(&mut self, errno: Errno, offset: Option<u64>) -> Step<'b> {
         self.phase = Phase::ErrorTail;
+        // The first error decides what the reply comes to; but this one counts anywhere.
+        self.shutting_down |= errno == Errno::ESHUTDOWN;
         Step::Event(ReplyEvent::Error {
             cookie: self.cookie,
             errno,
@@ -230,6 +233,9 @@ impl ReplyDecoder {
     }
 }
 
+/// The most bytes in the payload of an error chunk of a known type: error, message, offset.
+pub(super) const LONGEST_ERROR: u64 = (ErrorChunk::HEAD_LEN + MAX_ERROR_MESSAGE + 8) as u64;
+
 /// The size of what precedes the descriptors of block status, in bytes.
 pub(super) const fn status_head_len(style: ReplyStyle) -> u64 {
     match style {
@@ -307,17 +313,4 @@ pub(super) fn phase_of(
         return Err(Violation::ChunkLength { kind, length });
     }
     Ok(phase)
-}
-
-/// The commands to which an error with offset is a valid reply.
-const fn has_range(command: CommandType) -> bool {
-    matches!(
-        command,
-        CommandType::READ
-            | CommandType::WRITE
-            | CommandType::TRIM
-            | CommandType::CACHE
-            | CommandType::WRITE_ZEROES
-            | CommandType::BLOCK_STATUS
-    )
 }
