@@ -291,7 +291,7 @@ fn a_read_is_put_together_from_chunks_among_other_replies() {
             let mut flushed = false;
             while buffer.result().is_none() {
                 insist(|| replies.receive_into(&mut buffer)).unwrap();
-                while let Some(event) = replies.next().unwrap() {
+                while let Some(event) = replies.next_received().unwrap() {
                     let finished = ReplyEvent::Finished {
                         cookie: Cookie(2),
                         result: Ok(()),
@@ -359,7 +359,7 @@ fn two_reads_are_put_together_whichever_of_them_is_asked_for() {
                         Err(error) => panic!("{error}"),
                     }
                 }
-                while let Some(event) = replies.next().unwrap() {
+                while let Some(event) = replies.next_received().unwrap() {
                     let taken = buffers.iter_mut().any(|it| it.take(&event));
                     assert!(taken, "{event:?}");
                 }
@@ -384,7 +384,7 @@ fn a_server_that_leaves_with_requests_unanswered_is_an_error() {
                 if let Err(end) = insist(|| replies.receive_into(&mut buffer)) {
                     break end;
                 }
-                while let Some(event) = replies.next().unwrap() {
+                while let Some(event) = replies.next_received().unwrap() {
                     buffer.take(&event);
                 }
             };
@@ -407,7 +407,7 @@ fn what_was_received_has_to_be_taken_before_more_is() {
         }
     };
     assert_eq!(end.kind(), io::ErrorKind::InvalidInput);
-    let fatal = replies.next().unwrap_err();
+    let fatal = replies.next_received().unwrap_err();
     assert!(
         matches!(fatal, Error::Protocol(client::Fatal::Magic { .. })),
         "{fatal:?}"
@@ -561,7 +561,7 @@ mod with_futures {
                 let mut buffer = ReadBuffer::new(&read, &mut memory).unwrap();
                 while buffer.result().is_none() {
                     insist!(replies.receive_into(&mut buffer)).unwrap();
-                    while let Some(event) = replies.next().unwrap() {
+                    while let Some(event) = replies.next_received().unwrap() {
                         buffer.take(&event);
                     }
                 }
@@ -583,7 +583,7 @@ mod with_futures {
             if let Err(end) = block_on(replies.receive()) {
                 break end;
             }
-            while replies.next().unwrap().is_some() {}
+            while replies.next_received().unwrap().is_some() {}
         };
         assert!(
             matches!(end, Error::Closed(client::Fatal::Eof { in_flight: 1 })),

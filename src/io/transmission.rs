@@ -200,7 +200,7 @@ impl<S: Read> Requests<S> {
 /// let mut memory = [0; 4];
 /// let mut buffer = ReadBuffer::new(&request, &mut memory)?;
 /// while buffer.result().is_none() {
-///     match replies.next()? {
+///     match replies.next_received()? {
 ///         // With more requests in flight, `event.cookie()` says whose it is.
 ///         Some(event) => assert!(buffer.take(&event)),
 ///         None => replies.receive_into(&mut buffer)?,
@@ -261,8 +261,7 @@ impl<S> Replies<S> {
     /// # Errors
     ///
     /// If the server broke a rule and has to be hung up on.
-    #[expect(clippy::should_implement_trait, reason = "it lends, and can fail")]
-    pub fn next(&mut self) -> Result<Option<ReplyEvent<'_>>, Error<client::Fatal>> {
+    pub fn next_received(&mut self) -> Result<Option<ReplyEvent<'_>>, Error<client::Fatal>> {
         self.input.next().map_err(Error::Protocol)
     }
 
@@ -283,16 +282,18 @@ impl<S> Replies<S> {
 }
 
 impl<S: Read> Replies<S> {
-    /// Waits until the server says something. Call it when [`next`](Self::next) has no more events:
-    /// otherwise it may wait for what was received already.
+    /// Waits until the server says something. Call it when
+    /// [`next_received`](Self::next_received) has no more events: otherwise it may wait for what
+    /// was received already.
     ///
     /// # Errors
     ///
     /// If the stream fails, or the server closes the connection:
     /// [`Closed`](Error::Closed), or, if nothing was in flight,
-    /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof). If [`next`](Self::next) has not taken what
-    /// is there, and that fills the buffer: [`InvalidInput`](io::ErrorKind::InvalidInput). A stream
-    /// that would block, or whose time ran out, can be asked again: nothing is lost.
+    /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof). If
+    /// [`next_received`](Self::next_received) has not taken what is there, and that fills the
+    /// buffer: [`InvalidInput`](io::ErrorKind::InvalidInput). A stream that would block, or whose
+    /// time ran out, can be asked again: nothing is lost.
     pub fn receive(&mut self) -> Result<(), Error<client::Fatal>> {
         match self.input.received.receive(&mut self.stream)? {
             0 => Err(self.input.ended()),

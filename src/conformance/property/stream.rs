@@ -187,7 +187,7 @@ type Answered = (u64, Result<Waiting, crate::wire::Errno>);
 impl<S: Read + Write> Transmission<S> {
     fn receive(&mut self) -> Result<Answered, Trouble> {
         loop {
-            let event = self.replies.next();
+            let event = self.replies.next_received();
             let event = event.map_err(|why| Trouble(format!("the server breaks a rule: {why}")))?;
             let Some(event) = event else {
                 let received = self.replies.receive();

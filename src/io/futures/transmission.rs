@@ -178,8 +178,7 @@ impl<S> Replies<S> {
     /// # Errors
     ///
     /// If the server broke a rule and has to be hung up on.
-    #[expect(clippy::should_implement_trait, reason = "it lends, and can fail")]
-    pub fn next(&mut self) -> Result<Option<ReplyEvent<'_>>, Error<client::Fatal>> {
+    pub fn next_received(&mut self) -> Result<Option<ReplyEvent<'_>>, Error<client::Fatal>> {
         self.input.next().map_err(Error::Protocol)
     }
 
@@ -200,8 +199,9 @@ impl<S> Replies<S> {
 }
 
 impl<S: AsyncRead + Unpin> Replies<S> {
-    /// Waits until the server says something. Call it when [`next`](Self::next) has no more events:
-    /// otherwise it may wait for what was received already.
+    /// Waits until the server says something. Call it when
+    /// [`next_received`](Self::next_received) has no more events: otherwise it may wait for what
+    /// was received already.
     ///
     /// Cancel safe: what was received before the future is dropped is kept.
     ///
