@@ -302,6 +302,27 @@ fn a_signal_ends_the_copy_and_says_what_was_copied() {
 }
 
 #[test]
+fn signals_that_come_at_once_are_one_and_the_last_words_are_said() {
+    let (sender, stalled) = mpsc::channel();
+    let server = Server::with(structured(), contents(SIZE), move |peer, _, _| {
+        let _ = sender.send(());
+        peer.be_silent();
+        true
+    });
+    let directory = directory();
+    let path = file(&directory, "out");
+    let running = start([server.uri(), text(&path)]);
+    stalled.recv().unwrap();
+    // As `timeout` does, which signals the program and then its group.
+    running.signal(Signal::TERM);
+    running.signal(Signal::INT);
+    let ended = running.finish();
+    assert!(matches!(ended.status, Some(130 | 143)), "{ended:?}");
+    let words = "bytes were copied";
+    assert!(ended.stderr.contains(words), "{ended:?}");
+}
+
+#[test]
 fn a_signal_ends_the_negotiation() {
     let (sender, connected) = mpsc::channel();
     let server = Server::raw(move |mut stream| {

@@ -125,6 +125,15 @@ impl Serve {
         self.end()
     }
 
+    /// Asks it to end again and again, until it does not wait for anything any more.
+    pub(crate) fn insist(mut self, signal: Signal) -> Ended {
+        while self.child.try_wait().unwrap().is_none() {
+            self.signal(signal);
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.end()
+    }
+
     /// Waits until it has ended.
     pub(crate) fn end(mut self) -> Ended {
         let stderr = read_all(self.stderr);
