@@ -228,6 +228,10 @@ fn wrong_uris_are_refused_with_the_reason() {
             "ca-cert.pem",
         ),
         ("nbds://localhost/?tls-type=psk", "tls-type=x509"),
+    ] {
+        copy([uri, "/nonexistent/x"]).failed_with(&[uri, words]);
+    }
+    for (uri, words) in [
         (
             "nbds+unix:///?socket=s&tls-verify-peer=maybe",
             "\"tls-verify-peer\" cannot be \"maybe\"",
@@ -238,7 +242,7 @@ fn wrong_uris_are_refused_with_the_reason() {
         ("http://localhost/", "nbd://"),
         ("nbd:localhost:10809", "nbd://"),
     ] {
-        copy([uri, "/nonexistent/x"]).failed_with(&[uri, words]);
+        copy([uri, "/nonexistent/x"]).ended_with(2, &[uri, words]);
     }
 }
 
@@ -299,6 +303,27 @@ fn a_signal_ends_the_copy_and_says_what_was_copied() {
         let half = usize::try_from(THERE).unwrap();
         assert!(there[..half] == contents(SIZE)[..half]);
     }
+}
+
+#[test]
+fn signals_that_come_at_once_are_one_and_the_last_words_are_said() {
+    let (sender, stalled) = mpsc::channel();
+    let server = Server::with(structured(), contents(SIZE), move |peer, _, _| {
+        let _ = sender.send(());
+        peer.be_silent();
+        true
+    });
+    let directory = directory();
+    let path = file(&directory, "out");
+    let running = start([server.uri(), text(&path)]);
+    stalled.recv().unwrap();
+    // As `timeout` does, which signals the program and then its group.
+    running.signal(Signal::TERM);
+    running.signal(Signal::INT);
+    let ended = running.finish();
+    assert!(matches!(ended.status, Some(130 | 143)), "{ended:?}");
+    let words = "bytes were copied";
+    assert!(ended.stderr.contains(words), "{ended:?}");
 }
 
 #[test]

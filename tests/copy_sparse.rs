@@ -409,6 +409,22 @@ fn a_dry_run_says_how_and_why_and_touches_nothing() {
 }
 
 #[test]
+fn a_dry_run_says_why_there_are_fewer_connections_than_were_asked_for() {
+    let destination = Crowd::good(Offer::new(SIZE).multi_conn(), vec![0; SIZE]);
+    let plan = |connections| {
+        let small = &sparse()[..1 << 20];
+        let ended = store(&destination, small, &["--dry-run", "-C", connections]);
+        ended.stdout
+    };
+    let asked = "One connection was asked for.";
+    assert!(plan("1").contains(asked));
+    let fewer = plan("4");
+    assert!(!fewer.contains(asked), "{fewer}");
+    let why = "too little to copy";
+    assert!(fewer.contains(why), "{fewer}");
+}
+
+#[test]
 fn a_dry_run_of_what_cannot_be_is_refused() {
     let destination = Crowd::good(Offer::new(SIZE - 1), vec![0; SIZE]);
     store(&destination, &sparse(), &["--dry-run"]).failed_with(&["it needs to be larger"]);

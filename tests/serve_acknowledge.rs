@@ -39,8 +39,7 @@ fn on_receipt_a_write_is_answered_before_it_is_executed() {
     let beside = |cookie| Request::read(cookie, 0, 4);
     client.ask(beside, &[], 4).unwrap();
     serve.begin_to_stop();
-    serve.signal(Signal::TERM);
-    assert_ne!(serve.end().status.code(), Some(0));
+    assert_ne!(serve.insist(Signal::TERM).status.code(), Some(0));
 }
 
 #[test]

@@ -358,6 +358,23 @@ fn a_client_that_vanishes_is_no_matter() {
 }
 
 #[test]
+fn where_there_is_nothing_but_tls_it_is_said_where_certificates_go() {
+    let authority = Authority::new();
+    let ended = Serve::start(&[
+        "--tls-cert",
+        &authority.file("server-cert.pem"),
+        "--tls-key",
+        &authority.file("server-key.pem"),
+        "--tls-required",
+    ])
+    .stop();
+    assert!(ended.stdout.contains("nbds://localhost"), "{ended:?}");
+    let words = "tls-certificates=DIRECTORY";
+    assert!(ended.stdout.contains(words), "{ended:?}");
+    ended.well();
+}
+
+#[test]
 fn files_that_do_not_do_are_refused_with_what_to_do() {
     let (authority, other) = (Authority::new(), Authority::new());
     let refused = |arguments: &[&str]| Serve::start_refused(arguments);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use nbd_proto::multiplex::{
-    Caution, Flushing, Intent, NotAdmitted, Pinning, Plan, Routing, Scope, Use, plan,
+    Caution, Flushing, Intent, NotAdmitted, Pinning, Plan, Reason, Routing, Scope, Use, plan,
 };
 
 use super::endpoint::{Destination, Source};
@@ -34,6 +34,8 @@ pub(crate) struct Ways {
     destination: Option<Plan>,
     /// How many would have something to do.
     useful: u32,
+    /// How many the user wants.
+    wanted: u32,
 }
 
 impl Ways {
@@ -62,6 +64,7 @@ impl Ways {
             source: make(source, Use::Read, asked),
             destination: make(destination, Use::Copy, asked),
             useful,
+            wanted: connections,
         };
         // Where one end has fewer, more on the other are of no use.
         let both = ways.connections(asked);
@@ -208,11 +211,19 @@ impl Ways {
 impl fmt::Display for Ways {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ends = [("source", &self.source), ("destination", &self.destination)];
+        let one_asked = Reason::OneAsked.to_string();
         for (name, plan) in ends {
             match plan {
                 Some(plan) => {
                     for (at, line) in plan.to_string().lines().enumerate() {
                         let title = if at == 0 { name } else { "" };
+                        // By us, and not by the user.
+                        let line = match line {
+                            _ if line != one_asked => line,
+                            _ if self.wanted == 1 => line,
+                            _ if self.useful <= 1 => "There is too little to copy for more.",
+                            _ => "The other end has no more.",
+                        };
                         writeln!(f, "{title:<13}{line}")?;
                     }
                 }

@@ -48,6 +48,7 @@ use plan::Sizes;
 use progress::Progress;
 use shared::connection::Settings;
 use shared::signals::Signals;
+use shared::uri::BadUri;
 use state::{Failure, Job, State};
 use work::Work;
 
@@ -88,6 +89,15 @@ impl From<anyhow::Error> for Ended {
     }
 }
 
+/// A URI that is none is a wrong command line; what it names may only be missing.
+fn not_understood(error: anyhow::Error) -> Ended {
+    let status = if error.is::<BadUri>() { 2 } else { 1 };
+    Ended {
+        status,
+        ..error.into()
+    }
+}
+
 /// One line on stderr. If that is closed there is nobody to tell.
 fn say(words: &str) {
     let line = words.replace('\n', " ");
@@ -108,7 +118,7 @@ fn copy(options: &Options) -> Result<(), Ended> {
         status: true,
         ..for_destination
     };
-    let [from, to] = options.places()?;
+    let [from, to] = options.places().map_err(not_understood)?;
     let opened = Source::open(from, &for_source);
     let source = or_stopped(&signals, opened)?;
     if options.dry_run && matches!(to, Place::File(_)) {

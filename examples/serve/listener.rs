@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::log::Seldom;
@@ -51,9 +51,14 @@ impl Listener {
     }
 
     fn unix(path: &Path) -> Result<Self> {
-        let listener = UnixListener::bind(path).with_context(|| {
-            let path = path.display();
-            format!("cannot listen on {path}; if it is left over from a server, remove it")
+        let listener = UnixListener::bind(path).map_err(|error| {
+            let advice = match error.kind() {
+                io::ErrorKind::AddrInUse => "; if it is left over from a server, remove it",
+                io::ErrorKind::NotFound => "; create its directory",
+                io::ErrorKind::InvalidInput => "; choose a shorter path",
+                _ => "",
+            };
+            anyhow!("cannot listen on {}{advice}: {error}", path.display())
         })?;
         listener.set_nonblocking(true)?;
         Ok(Self::Unix(listener, path.to_owned()))

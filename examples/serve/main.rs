@@ -36,7 +36,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nbd_proto::handshake::TlsPolicy;
 use nbd_proto::wire::Name;
@@ -48,6 +48,9 @@ use log::{Log, warn};
 use options::{Options, Storage};
 use server::{Server, Settings};
 use signals::Signals;
+
+/// How much memory is served if nobody says otherwise, in bytes.
+const USUAL_SIZE: u64 = 1 << 30;
 
 /// The most that the cache of one connection holds, in bytes.
 const CACHE: usize = 64 << 20;
@@ -116,9 +119,15 @@ fn run(options: &Options) -> Result<()> {
 fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
     let mut storage: Arc<dyn Backend> = match &options.storage {
         None | Some(Storage::Memory) => Arc::new(
-            MemoryBackend::new(options.export.size, None).context("cannot set up the memory")?,
+            MemoryBackend::new(options.export.size.unwrap_or(USUAL_SIZE), None)
+                .context("cannot set up the memory")?,
         ),
         Some(Storage::File { path }) => {
+            ensure!(
+                options.export.size.is_none(),
+                "--size is for memory: a file is served as large as it is; \
+                 `truncate -s SIZE FILE` makes it larger"
+            );
             Arc::new(FileBackend::open(path, options.export.read_only)?)
         }
     };
@@ -186,8 +195,15 @@ fn introduce(options: &Options, server: &Server, listeners: &[Listener]) {
             "" => String::new(),
             name => format!(" -N '{name}'"),
         };
+        let several = if server.multi_conn { " -C 4" } else { "" };
         say(format_args!(
-            "  sudo nbd-client{name} {ip} {port} /dev/nbd0 -C 4"
+            "  sudo nbd-client{name} {ip} {port} /dev/nbd0{several}"
+        ));
+    }
+    if tls {
+        say(format_args!(
+            "with tls-certificates=DIRECTORY in the URI, where ca-cert.pem is, and client-cert.pem \
+             and client-key.pem"
         ));
     }
     say(format_args!("\nstop it with Ctrl-C"));

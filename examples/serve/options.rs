@@ -14,7 +14,7 @@ use super::size::parse_size;
 ///
 /// Without arguments it serves 1 GiB of memory on 127.0.0.1, port 10809, to whoever connects.
 #[derive(Debug, Parser)]
-#[command(name = "serve", max_term_width = 100)]
+#[command(name = "serve", version, max_term_width = 100)]
 pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) storage: Option<Storage>,
@@ -84,9 +84,9 @@ pub(crate) struct Sockets {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Export")]
 pub(crate) struct Export {
-    /// The size of the memory: bytes, or with a suffix K, M, G, T
-    #[arg(long, default_value = "1G", value_parser = parse_size, global = true)]
-    pub(crate) size: u64,
+    /// The size of the memory: bytes, or with a suffix K, M, G, T, P [default: 1G]
+    #[arg(long, value_parser = parse_size, global = true)]
+    pub(crate) size: Option<u64>,
 
     /// A name under which the storage is exported; may be given several times. Without it, only
     /// the default export, whose name is empty
@@ -233,7 +233,13 @@ mod tests {
         }
         let options = Options::try_parse_from(["serve"]).unwrap();
         assert!(options.storage.is_none());
-        assert_eq!(options.export.size, 1 << 30);
+        assert_eq!(options.export.size, None);
+    }
+
+    #[test]
+    fn it_tells_its_version_as_the_other_examples_do() {
+        let asked = Options::try_parse_from(["serve", "--version"]).unwrap_err();
+        assert_eq!(asked.kind(), clap::error::ErrorKind::DisplayVersion);
     }
 
     #[test]

@@ -57,7 +57,9 @@ pub(crate) struct Server {
     pub(crate) storage: Arc<dyn Backend>,
     /// What it can do, and is allowed to.
     pub(crate) can: Capabilities,
-    /// The same in the coordinator's words.
+    /// Whether clients are told that they may use several connections.
+    pub(crate) multi_conn: bool,
+    /// What it can do in the coordinator's words.
     pub(crate) backend: Abilities,
     pub(crate) exports: Vec<Name>,
     pub(crate) description: Name,
@@ -90,13 +92,14 @@ impl Server {
         // What would refuse every client refuses to start instead.
         let mut trial = FlushCoordinator::<(), (), ()>::new(settings.flush);
         let conn = trial.connect((), &());
-        trial
+        let advertised = trial
             .opened(conn, backend)
             .context("this storage does not suit --multi-conn or --acknowledge")?;
         Ok(Arc::new(Self {
             coordinator: Mutex::new(FlushCoordinator::new(settings.flush)),
             storage,
             can,
+            multi_conn: advertised.multi_conn,
             backend,
             exports: settings.exports,
             description: settings.description,

@@ -65,12 +65,17 @@ impl Serve {
 
     /// What it says when it refuses to start.
     pub(crate) fn start_refused(arguments: &[&str]) -> String {
-        let output = Command::new(program())
+        let child = Command::new(program())
             .args(["--port", "0"])
             .args(arguments)
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .unwrap();
+        let ended = watch(&child);
+        let output = child.wait_with_output().unwrap();
+        let _ = ended.send(());
         assert!(!output.status.success(), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
@@ -88,14 +93,7 @@ impl Serve {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (ended, end) = mpsc::channel();
-        let pid = Pid::from_child(&child);
-        thread::spawn(move || {
-            // Also when the test that should have ended it has failed before.
-            if end.recv_timeout(WATCHDOG).is_err() {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        });
+        let ended = watch(&child);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let stderr = child.stderr.take().unwrap();
         let listening = line_with(&mut stdout, "listening on ");
@@ -122,6 +120,15 @@ impl Serve {
     /// Asks it to end, and waits until it has.
     pub(crate) fn stop(self) -> Ended {
         self.signal(Signal::TERM);
+        self.end()
+    }
+
+    /// Asks it to end again and again, until it does not wait for anything any more.
+    pub(crate) fn insist(mut self, signal: Signal) -> Ended {
+        while self.child.try_wait().unwrap().is_none() {
+            self.signal(signal);
+            thread::sleep(Duration::from_millis(20));
+        }
         self.end()
     }
 
@@ -172,6 +179,19 @@ impl Ended {
     pub(crate) fn signal(&self) -> Option<i32> {
         self.status.signal()
     }
+}
+
+/// Kills what is not said to have ended when it should have.
+fn watch(child: &Child) -> Sender<()> {
+    let (ended, end) = mpsc::channel();
+    let pid = Pid::from_child(child);
+    thread::spawn(move || {
+        // Also when the test that should have ended it has failed before.
+        if end.recv_timeout(WATCHDOG).is_err() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    });
+    ended
 }
 
 fn line_with(from: &mut impl BufRead, words: &str) -> String {
