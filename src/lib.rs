@@ -14,6 +14,8 @@
 //! | a tool that looks at packets | [`wire`] | [`wire`] | |
 //! | tests of any of these | [`conformance`]: strategies for messages | the same | [`conformance::property`], [`conformance::check`](mod@conformance::check), [`conformance::backend`] |
 //!
+//! `io::guide` has a whole server and a whole client, each on a page.
+//!
 //! [`ServerHandshake`]: handshake::ServerHandshake
 //! [`Negotiator`]: handshake::Negotiator
 //! [`Inspector`]: handshake::Inspector

@@ -249,9 +249,20 @@ fn a_server_that_hangs_up_on_export_name_has_no_such_export() {
     let error = error.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the connection was closed: the server has no export \"x\", or does not let us use it"
+        "the server has no export \"x\", or does not let us use it"
     );
     assert_eq!(io::Error::from(error).kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn that_the_connection_was_closed_is_said_once() {
+    let greeting = &server_bytes(0, &[])[..10];
+    let mut stream = Script::new(greeting.to_vec(), 1000);
+    let error = client_handshake(&mut stream, Wanted::new(name("x")), ClientConfig::new());
+    let error = error.unwrap_err();
+    let said = error.to_string();
+    assert_eq!(said.matches("closed").count(), 1, "{said}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::UnexpectedEof);
 }
 
 #[test]

@@ -17,7 +17,8 @@
 //! of it.
 //!
 //! This module is for [`std::io`]; `io::futures` is the same for `futures::io`. Both are short
-//! enough to be replaced, where a program has its own way of waiting.
+//! enough to be replaced, where a program has its own way of waiting. [`guide`] has a whole server and
+//! a whole client.
 //!
 //! ```
 //! use std::os::unix::net::UnixStream;
@@ -25,12 +26,14 @@
 //!
 //! use nbd_proto::handshake::{Ask, ClientConfig, Export, ServerConfig, Wanted};
 //! use nbd_proto::io;
-//! use nbd_proto::wire::{Name, TransmissionFlags};
+//! use nbd_proto::session::Features;
+//! use nbd_proto::wire::Name;
 //!
 //! let (mut ours, mut theirs) = UnixStream::pair()?;
 //! let server = thread::spawn(move || {
-//!     let disk = Export::new(Name::default(), 4096, TransmissionFlags::READ_ONLY);
+//!     let disk = Export::new(Name::default(), 4096, Features::read_only().flags());
 //!     io::server_handshake(&mut theirs, ServerConfig::new(), |ask| match ask {
+//!         Ask::List(ask) => ask.accept([(&disk.name, &disk.description)]),
 //!         Ask::Export(ask) if ask.name() == &disk.name => ask.accept(&disk),
 //!         _ => {} // Refused, because it was not answered.
 //!     })
@@ -45,6 +48,7 @@
 #[cfg(feature = "futures")]
 #[cfg_attr(docsrs, doc(cfg(feature = "futures")))]
 pub mod futures;
+pub mod guide;
 mod input;
 mod maybe_tls;
 mod received;
@@ -75,7 +79,7 @@ pub enum Error<P> {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The peer closed the connection where that is not in order.
-    #[error("the connection was closed: {0}")]
+    #[error(transparent)]
     Closed(P),
     /// The peer broke the protocol, or refused.
     #[error(transparent)]

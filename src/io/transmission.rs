@@ -167,7 +167,9 @@ impl<S: Read> Requests<S> {
 /// The replies of a server, read from a stream: the client's side of transmission.
 ///
 /// A [`ReplyDecoder`] with the stream that it needs. It reads ahead, so everything that the server
-/// sends has to be read through it. Requests are made by a
+/// sends has to be read through it. Unlike [`Requests::next`], which waits,
+/// [`next_received`](Self::next_received) only takes what is there; when that says `None`, wait with
+/// [`receive`](Self::receive), or for data of a read with [`receive_into`](Self::receive_into). Requests are made by a
 /// [`RequestEncoder`](crate::transmission::RequestEncoder), announced by [`expect`](Self::expect),
 /// and sent by [`write_message`]. Reading and writing in one thread is safe as long as the server
 /// does not need us to read before it goes on: what is in flight should fit into what lies between
@@ -327,7 +329,7 @@ impl<S: Read> Replies<S> {
 
 /// Writes a [`Head`](crate::transmission::Head), or another beginning of a message, and the payload
 /// that follows it: in one call, where the stream takes it so. For replies of a server and for
-/// requests of a client.
+/// requests of a client. A message without payload has an empty one.
 ///
 /// # Errors
 ///
