@@ -5,6 +5,7 @@
 
 mod check_support;
 mod copy_support;
+mod program_support;
 mod serve_support;
 
 use std::fs::{self, File};
@@ -230,22 +231,30 @@ fn a_server_that_keeps_it_is_not() {
 
 #[test]
 fn commands_go_on_until_the_server_is_killed() {
+    /// Bytes of the record: not only what was left of a few schedules.
+    const MORE: u64 = 8 << 10;
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| text(&directory.path().join(name));
     let (record, sizes) = (at("record"), at("sizes"));
     let server = Restarting::new("on-completion");
-    // What was in flight when the command began is answered long before the server dies.
-    let size = format!("wc -c <{record} >>{sizes}");
-    let command = format!("{size}; sleep 0.5; {size}; sh {} start", server.script);
+    // What was in flight when the command began is answered long before the server dies: it waits
+    // until more than that was recorded, but not for ever.
+    let size = format!("$(wc -c <{record})");
+    let command = format!(
+        "first={size}; for _ in $(seq 100); do \
+         [ {size} -gt $((first + {MORE})) ] && break; sleep 0.1; done; \
+         echo $first {size} >>{sizes}; sh {} start",
+        server.script
+    );
     let restarts = ["--restart-command", &command, "--restarts", "3"];
     let others = ["--seconds", "6", "--record", &record];
     check([&[server.uri().as_str()], &restarts[..], &others].concat()).held();
     let sizes = fs::read_to_string(sizes).unwrap();
-    let sizes: Vec<u64> = sizes.lines().map(|it| it.trim().parse().unwrap()).collect();
     assert!(!sizes.is_empty());
-    for kill in sizes.chunks(2) {
-        // Not only what was left of a few schedules.
-        assert!(kill[1] > kill[0] + (8 << 10), "{sizes:?}");
+    for kill in sizes.lines() {
+        let (first, last) = kill.split_once(' ').unwrap();
+        let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+        assert!(last > first + MORE, "{sizes}");
     }
 }
 

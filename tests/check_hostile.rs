@@ -5,6 +5,7 @@
 
 mod check_support;
 mod copy_support;
+mod program_support;
 
 use std::collections::HashMap;
 use std::io::Write;

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod check_support;
+mod program_support;
 mod serve_support;
 mod tls_support;
 

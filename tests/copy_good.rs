@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod copy_support;
+mod program_support;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -243,7 +244,8 @@ fn a_copy_nobody_reads_about_succeeds_all_the_same() {
     let directory = directory();
     let path = file(&directory, "out");
     let mut running = copy_support::start([server.uri(), text(&path)]);
-    running.close_output();
+    running.close_stdout();
+    running.close_stderr();
     running.finish().well();
     assert!(fs::read(&path).unwrap() == *server.disk.lock().unwrap());
 }

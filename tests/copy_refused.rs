@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod copy_support;
+mod program_support;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -242,7 +243,7 @@ fn wrong_uris_are_refused_with_the_reason() {
         ("http://localhost/", "nbd://"),
         ("nbd:localhost:10809", "nbd://"),
     ] {
-        copy([uri, "/nonexistent/x"]).ended_with(2, &[uri, words]);
+        copy([uri, "/nonexistent/x"]).achieved_nothing(2, &[uri, words]);
     }
 }
 
@@ -258,7 +259,7 @@ fn a_wrong_command_line_is_refused_in_one_line() {
         (&["a", "b", "--timeout", "0"], "--timeout"),
         (&["-", "--frobnicate"], "--frobnicate"),
     ] {
-        copy(arguments).ended_with(2, &[words, "see copy --help"]);
+        copy(arguments).achieved_nothing(2, &[words, "see copy --help"]);
     }
 }
 
@@ -289,7 +290,7 @@ fn a_signal_ends_the_copy_and_says_what_was_copied() {
         let running = start(arguments);
         stalled.recv().unwrap();
         running.signal(signal);
-        running.finish().ended_with(
+        running.finish().achieved_nothing(
             status,
             &[
                 "stopped by a signal",
@@ -339,7 +340,7 @@ fn a_signal_ends_the_negotiation() {
     running.signal(Signal::INT);
     running
         .finish()
-        .ended_with(130, &["before anything was copied"]);
+        .achieved_nothing(130, &["before anything was copied"]);
 }
 
 #[test]
@@ -350,7 +351,8 @@ fn nobody_reading_the_error_is_no_reason_to_panic() {
     });
     let directory = directory();
     let mut running = start([server.uri(), text(&file(&directory, "out"))]);
-    running.close_output();
+    running.close_stdout();
+    running.close_stderr();
     let ended = running.finish();
     assert_eq!(ended.status, Some(1), "101 is a panic: {ended:?}");
 }

@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod copy_support;
+mod program_support;
 
 use std::collections::HashSet;
 use std::fs;

@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod copy_support;
+mod program_support;
 mod serve_support;
 mod tls_support;
 

@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod info_support;
+mod program_support;
 mod serve_support;
 
 use std::sync::mpsc;
@@ -421,7 +422,7 @@ fn output_that_nobody_reads_is_a_failure_and_no_panic() {
     let extents: Vec<_> = (0..200_000).map(|at| extent(512, at & 1)).collect();
     let server = Server::good(Offer::new(200_000 * 512), extents);
     let mut running = start(["--map", &server.uri()]);
-    running.close_output();
+    running.close_stdout();
     running.finish().ended_with(1, &["cannot write the map"]);
 }
 

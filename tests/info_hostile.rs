@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod info_support;
+mod program_support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod info_support;
+mod program_support;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod program_support;
 mod serve_support;
 
 use std::time::{Duration, Instant};

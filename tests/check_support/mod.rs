@@ -6,62 +6,27 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread;
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Child, ChildStdout};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// A check takes as long as it was told, and little more.
-const WATCHDOG: Duration = Duration::from_secs(60);
-
-/// The program `check`. Cargo builds the examples before it runs the tests, and puts them next to
-/// the directory of the test programs.
-fn program() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path.push("examples");
-    path.push("check");
-    assert!(
-        path.exists(),
-        "{} does not exist: build it with `cargo build --example check` (`cargo test` does)",
-        path.display()
-    );
-    path
-}
+use crate::program_support::{Watchdog, command};
 
 /// The program, running under a watchdog.
 pub(crate) struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    ended: Sender<()>,
+    watchdog: Watchdog,
 }
 
 pub(crate) fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Running {
-    let mut child = Command::new(program())
-        .args(arguments)
-        // Nobody's own certificates are used.
-        .env("HOME", "/nonexistent")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (ended, end) = mpsc::channel();
-    let pid = Pid::from_child(&child);
-    thread::spawn(move || {
-        if end.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    });
+    let mut child = command("check", arguments).spawn().unwrap();
     Running {
         stdout: BufReader::new(child.stdout.take().unwrap()),
+        watchdog: Watchdog::of(&child),
         child,
-        ended,
     }
 }
 
@@ -89,7 +54,7 @@ impl Running {
         let mut stdout = String::new();
         self.stdout.read_to_string(&mut stdout).unwrap();
         let output = self.child.wait_with_output().unwrap();
-        let _ = self.ended.send(());
+        self.watchdog.call_off();
         Ended {
             status: output.status.code(),
             stdout,

@@ -10,7 +10,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -27,38 +26,16 @@ use nbd_proto::wire::{
 };
 use tempfile::TempDir;
 
-/// A copy takes milliseconds; one that takes this long hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);
+use crate::program_support::{self, command, limited};
+pub(crate) use crate::program_support::{Ended, Running};
 
 /// How long a server of a test waits for its client, so that no thread is left behind.
 const SERVER_PATIENCE: Duration = Duration::from_secs(90);
 
 // --- the program ---
 
-/// The program `copy`. Cargo builds the examples before it runs the tests, and puts them next to
-/// the directory of the test programs.
-fn program() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path.push("examples");
-    path.push("copy");
-    assert!(
-        path.exists(),
-        "{} does not exist: build it with `cargo build --example copy` (`cargo test` does)",
-        path.display()
-    );
-    path
-}
-
-/// The program, running under a watchdog.
-pub(crate) struct Running {
-    child: Child,
-    ended: Sender<()>,
-}
-
 pub(crate) fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Running {
-    start_command(Command::new(program()).args(arguments))
+    program_support::start("copy", command("copy", arguments))
 }
 
 /// Starts the program where a file must not have more than `size` bytes, a multiple of 512.
@@ -66,89 +43,8 @@ pub(crate) fn start_with_file_limit<A: AsRef<OsStr>>(
     size: u32,
     arguments: impl IntoIterator<Item = A>,
 ) -> Running {
-    let mut command = Command::new("sh");
-    let script = format!("ulimit -f {}; exec \"$0\" \"$@\"", size / 512);
-    start_command(command.args(["-c", &script]).arg(program()).args(arguments))
-}
-
-fn start_command(command: &mut Command) -> Running {
-    let child = command
-        // Nobody's own certificates are used.
-        .env("HOME", "/nonexistent")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (ended, end) = mpsc::channel();
-    let pid = rustix::process::Pid::from_child(&child);
-    thread::spawn(move || {
-        if end.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-    });
-    Running { child, ended }
-}
-
-impl Running {
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// Nobody reads what the program says.
-    pub(crate) fn close_output(&mut self) {
-        drop(self.child.stdout.take());
-        drop(self.child.stderr.take());
-    }
-
-    pub(crate) fn finish(self) -> Ended {
-        let output = self.child.wait_with_output().unwrap();
-        let _ = self.ended.send(());
-        Ended::new(&output)
-    }
-}
-
-/// How the program ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) status: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ended {
-    fn new(output: &Output) -> Self {
-        Self {
-            status: output.status.code(),
-            stdout: String::from_utf8(output.stdout.clone()).unwrap(),
-            stderr: String::from_utf8(output.stderr.clone()).unwrap(),
-        }
-    }
-
-    /// Success, and nothing to complain about.
-    #[track_caller]
-    pub(crate) fn well(self) {
-        assert_eq!(self.status, Some(0), "{self:?}");
-        assert_eq!(self.stderr, "");
-    }
-
-    /// Failure with status 1, said in one line which has all these words.
-    #[track_caller]
-    pub(crate) fn failed_with(self, words: &[&str]) {
-        self.ended_with(1, words);
-    }
-
-    #[track_caller]
-    pub(crate) fn ended_with(self, status: i32, words: &[&str]) {
-        assert_eq!(self.status, Some(status), "{self:?}");
-        assert_eq!(self.stdout, "", "nothing was achieved");
-        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
-        assert!(self.stderr.starts_with("copy: "), "{self:?}");
-        for word in words {
-            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
-        }
-    }
+    let limit = format!("ulimit -f {}", size / 512);
+    program_support::start("copy", limited(&limit, "copy", arguments))
 }
 
 pub(crate) fn copy<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Ended {

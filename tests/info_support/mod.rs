@@ -6,13 +6,10 @@
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nbd_proto::handshake::{Ask, Context, Export, ServerConfig};
 use nbd_proto::io::{MaybeTls, server_handshake, server_handshake_with_tls};
@@ -22,41 +19,17 @@ use nbd_proto::transmission::{ReplyEncoder, RequestDecoder, RequestEvent, Status
 use nbd_proto::wire::{
     Chunk, ChunkType, Errno, Extent, Name, ReplyFlags, Request, TransmissionFlags,
 };
-use serde_json::Value;
 
-/// What `info` does here takes milliseconds; whatever takes this long hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);
+use crate::program_support::{self, command, limited};
+pub(crate) use crate::program_support::{Ended, Running};
 
 /// How long a server of a test waits for its client, so that no thread is left behind.
 const SERVER_PATIENCE: Duration = Duration::from_secs(90);
 
 // --- the program ---
 
-/// The program `info`. Cargo builds the examples before it runs the tests, and puts them next to
-/// the directory of the test programs.
-pub(crate) fn program() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path.push("examples");
-    path.push("info");
-    assert!(
-        path.exists(),
-        "{} does not exist: build it with `cargo build --example info` (`cargo test` does)",
-        path.display()
-    );
-    path
-}
-
-/// The program, running under a watchdog.
-pub(crate) struct Running {
-    child: Child,
-    ended: Sender<()>,
-    begun: Instant,
-}
-
 pub(crate) fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Running {
-    start_command(Command::new(program()).args(arguments))
+    program_support::start("info", command("info", arguments))
 }
 
 /// Starts the program where it cannot have more than so many KiB of memory.
@@ -64,98 +37,8 @@ pub(crate) fn start_with_memory<A: AsRef<OsStr>>(
     kib: u32,
     arguments: impl IntoIterator<Item = A>,
 ) -> Running {
-    let mut command = Command::new("sh");
-    let script = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
-    start_command(command.args(["-c", &script]).arg(program()).args(arguments))
-}
-
-fn start_command(command: &mut Command) -> Running {
-    let child = command
-        // Nobody's own certificates are used.
-        .env("HOME", "/nonexistent")
-        .env_remove("COLUMNS")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (ended, end) = mpsc::channel();
-    let pid = rustix::process::Pid::from_child(&child);
-    thread::spawn(move || {
-        if end.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-    });
-    Running {
-        child,
-        ended,
-        begun: Instant::now(),
-    }
-}
-
-impl Running {
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// Nobody reads what the program has to show.
-    pub(crate) fn close_output(&mut self) {
-        drop(self.child.stdout.take());
-    }
-
-    pub(crate) fn finish(self) -> Ended {
-        let output = self.child.wait_with_output().unwrap();
-        let _ = self.ended.send(());
-        Ended {
-            status: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-            took: self.begun.elapsed(),
-        }
-    }
-}
-
-/// How the program ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) status: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-    pub(crate) took: Duration,
-}
-
-impl Ended {
-    /// What was shown, with success and nothing to complain about.
-    #[track_caller]
-    pub(crate) fn well(self) -> String {
-        assert_eq!(self.status, Some(0), "{self:?}");
-        assert_eq!(self.stderr, "");
-        self.stdout
-    }
-
-    #[track_caller]
-    pub(crate) fn json(self) -> Value {
-        let text = self.well();
-        serde_json::from_str(&text).unwrap_or_else(|why| panic!("{why}: {text}"))
-    }
-
-    /// Failure with status 1, nothing shown, said in one line which has all these words.
-    #[track_caller]
-    pub(crate) fn failed_with(self, words: &[&str]) {
-        assert_eq!(self.stdout, "", "{self:?}");
-        self.ended_with(1, words);
-    }
-
-    #[track_caller]
-    pub(crate) fn ended_with(self, status: i32, words: &[&str]) {
-        assert_eq!(self.status, Some(status), "{self:?}");
-        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
-        assert!(self.stderr.starts_with("info: "), "{self:?}");
-        for word in words {
-            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
-        }
-    }
+    let limit = format!("ulimit -v {kib}");
+    program_support::start("info", limited(&limit, "info", arguments))
 }
 
 pub(crate) fn info<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Ended {

@@ -11,9 +11,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Sender};
+use std::process::{Child, ChildStderr, ChildStdout, ExitStatus};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -22,24 +20,8 @@ use nbd_proto::io::client_handshake;
 use nbd_proto::wire::{Cookie, Errno, Name, Request};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Whatever takes this long hangs.
-pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
-
-/// The program `serve`. Cargo builds the examples before it runs the tests, and puts them next to
-/// the directory of the test programs.
-fn program() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path.push("examples");
-    path.push("serve");
-    assert!(
-        path.exists(),
-        "{} does not exist: build it with `cargo build --example serve` (`cargo test` does)",
-        path.display()
-    );
-    path
-}
+pub(crate) use crate::program_support::WATCHDOG;
+use crate::program_support::{Watchdog, command, limited};
 
 /// A server on a port of its own, running under a watchdog.
 pub(crate) struct Serve {
@@ -47,7 +29,7 @@ pub(crate) struct Serve {
     pub(crate) address: SocketAddr,
     stdout: BufReader<ChildStdout>,
     stderr: ChildStderr,
-    ended: Sender<()>,
+    watchdog: Watchdog,
 }
 
 /// How a server ended, and what it said.
@@ -65,35 +47,20 @@ impl Serve {
 
     /// What it says when it refuses to start.
     pub(crate) fn start_refused(arguments: &[&str]) -> String {
-        let child = Command::new(program())
-            .args(["--port", "0"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let ended = watch(&child);
+        let child = command("serve", with_port(arguments)).spawn().unwrap();
+        let watchdog = Watchdog::of(&child);
         let output = child.wait_with_output().unwrap();
-        let _ = ended.send(());
+        watchdog.call_off();
         assert!(!output.status.success(), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
 
     /// Starts it with limits that the shell sets.
     pub(crate) fn limited(limits: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new("sh")
-            .arg("-c")
-            .arg(format!("{limits} && exec \"$0\" \"$@\""))
-            .arg(program())
-            .args(["--port", "0"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+        let mut child = limited(limits, "serve", with_port(arguments))
             .spawn()
             .unwrap();
-        let ended = watch(&child);
+        let watchdog = Watchdog::of(&child);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let stderr = child.stderr.take().unwrap();
         let listening = line_with(&mut stdout, "listening on ");
@@ -103,7 +70,7 @@ impl Serve {
             child,
             stdout,
             stderr,
-            ended,
+            watchdog,
         }
     }
 
@@ -137,7 +104,7 @@ impl Serve {
         let stderr = read_all(self.stderr);
         let stdout = read_all(self.stdout);
         let status = self.child.wait().unwrap();
-        let _ = self.ended.send(());
+        self.watchdog.call_off();
         Ended {
             status,
             stdout: stdout.join().unwrap(),
@@ -181,17 +148,9 @@ impl Ended {
     }
 }
 
-/// Kills what is not said to have ended when it should have.
-fn watch(child: &Child) -> Sender<()> {
-    let (ended, end) = mpsc::channel();
-    let pid = Pid::from_child(child);
-    thread::spawn(move || {
-        // Also when the test that should have ended it has failed before.
-        if end.recv_timeout(WATCHDOG).is_err() {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    });
-    ended
+/// With a port that nobody else has.
+fn with_port<'a>(arguments: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    ["--port", "0"].into_iter().chain(arguments.iter().copied())
 }
 
 fn line_with(from: &mut impl BufRead, words: &str) -> String {
