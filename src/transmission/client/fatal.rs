@@ -33,7 +33,7 @@ pub enum Fatal {
         violation: Violation,
     },
     /// The connection ended within a reply, or before every request was answered.
-    #[error("the server went away with {in_flight} requests unanswered")]
+    #[error("the server went away with {in_flight} {} unanswered", requests(*.in_flight))]
     Eof {
         /// How many requests were not answered.
         in_flight: usize,
@@ -174,4 +174,8 @@ pub enum Violation {
     /// Success of a block status request where no contexts were selected.
     #[error("success of a block status request without contexts")]
     StatusOfNothing,
+}
+
+const fn requests(count: usize) -> &'static str {
+    if count == 1 { "request" } else { "requests" }
 }
