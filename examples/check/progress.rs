@@ -1,16 +1,22 @@
-//! How far the check is, for whoever sits at the terminal.
+//! How far the check is, for whoever sits at the terminal, and what it waits for, for everybody.
 
 use std::io::IsTerminal;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 const TEMPLATE: &str = "{bar:30} {percent:>3} %  {msg}";
 
+/// What takes longer would pass for a program that hangs.
+const LONG: Duration = Duration::from_secs(3);
+
 /// A bar on stderr, if that is a terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
+    quiet: bool,
     whole: Duration,
     kills: std::cell::Cell<u64>,
 }
@@ -27,18 +33,20 @@ impl Progress {
         }
         Self {
             bar,
+            quiet,
             whole,
             kills: std::cell::Cell::new(0),
         }
     }
 
-    /// So many commands were answered in this time.
-    pub(crate) fn set(&self, elapsed: Duration, commands: u64) {
+    /// So much time has gone by, and so many commands were answered in what of it was no waiting
+    /// for connections.
+    pub(crate) fn set(&self, elapsed: Duration, worked: Duration, commands: u64) {
         if self.bar.is_hidden() {
             return;
         }
         self.bar.set_position(millis(elapsed));
-        let rate = u128::from(commands) * 1000 / elapsed.as_millis().max(1);
+        let rate = u128::from(commands) * 1000 / worked.as_millis().max(1);
         let left = self.whole.saturating_sub(elapsed).as_secs();
         let kills = match self.kills.get() {
             0 => String::new(),
@@ -54,6 +62,15 @@ impl Progress {
         self.kills.set(times);
     }
 
+    /// Waits for something, and says in these words for what, once, if it takes long.
+    pub(crate) fn while_waiting<R>(&self, words: &str, wait: impl FnOnce() -> R) -> R {
+        if self.quiet {
+            return wait();
+        }
+        let bar = self.bar.clone();
+        while_waiting(move || bar.suspend(|| super::say(words)), wait)
+    }
+
     /// Takes the bar away, so that it is not in the way of the last words.
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
@@ -65,6 +82,23 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Waits for something, and tells what for, once, if it takes long.
+pub(crate) fn while_waiting<R>(tell: impl FnOnce() + Send, wait: impl FnOnce() -> R) -> R {
+    let (waiting, over) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let tell_later = move || {
+            if over.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
+                tell();
+            }
+        };
+        // Without a thread it is waited for all the same.
+        let _ = thread::Builder::new().spawn_scoped(scope, tell_later);
+        let result = wait();
+        drop(waiting);
+        result
+    })
 }
 
 fn millis(time: Duration) -> u64 {

@@ -33,6 +33,8 @@ pub(crate) struct Verdict {
     /// How often each kind of scene was played.
     pub(crate) played: Vec<(&'static str, u64)>,
     pub(crate) took: Duration,
+    /// How long there was something to do for which there was a connection.
+    pub(crate) worked: Duration,
 }
 
 impl Verdict {
@@ -65,6 +67,7 @@ impl Verdict {
                 .map(|(&it, &count)| (it, count))
                 .collect(),
             took,
+            worked: fleet.worked,
         }
     }
 
@@ -137,7 +140,7 @@ impl Verdict {
             failed,
             ..
         } = self.summary;
-        let millis = self.took.as_millis().max(1);
+        let millis = self.worked.as_millis().max(1);
         let rate = u128::from(commands) * 1000 / millis;
         let mut words = format!(
             "{commands} operations ({rate}/s), {flushes} flushes, {crashes} crashes, \
@@ -222,6 +225,7 @@ mod tests {
             first_failure: Some("write: no space (ENOSPC)".to_owned()),
             played: Vec::new(),
             took: Duration::from_secs(1),
+            worked: Duration::from_secs(1),
         }
     }
 
