@@ -6,6 +6,7 @@ mod serve_support;
 
 use std::fs::File;
 use std::os::unix::net::UnixListener;
+use std::process::{Command, Output};
 
 use serve_support::Serve;
 
@@ -16,6 +17,41 @@ fn a_size_for_a_file_is_refused_and_not_ignored() {
     File::create(&path).unwrap();
     let said = Serve::start_refused(&["--size", "1M", "file", path.to_str().unwrap()]);
     assert!(said.contains("--size is for memory"), "{said}");
+}
+
+/// What it says to a command line that does not let it start.
+fn refused(arguments: &[&str]) -> Output {
+    let tests = std::env::current_exe().unwrap();
+    let target = tests.parent().unwrap().parent().unwrap();
+    Command::new(target.join("examples/serve"))
+        .args(["--port", "0"])
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_wrong_command_line_is_told_from_what_cannot_be_served_by_the_status() {
+    for (arguments, status, words) in [
+        (&["--threads", "0"][..], 2, "--threads"),
+        (&["--tls-required"], 2, "--tls-cert"),
+        (&["--tls-client-ca", "f"], 2, "--tls-cert"),
+        (&["--tls-cert", "f"], 2, "--tls-key"),
+        (&["--tls-key", "f"], 2, "--tls-cert"),
+        (&["--size", "1M", "file", "f"], 2, "--size is for memory"),
+        (&["file", "--size", "1M", "f"], 2, "--size is for memory"),
+        (&["file", "/nonexistent/f"], 1, "/nonexistent/f"),
+        (
+            &["--tls-cert", "/nonexistent/c", "--tls-key", "k"],
+            1,
+            "/nonexistent/c",
+        ),
+    ] {
+        let output = refused(arguments);
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(words), "{said}");
+    }
 }
 
 #[test]

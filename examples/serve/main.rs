@@ -36,8 +36,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use anyhow::{Context, Result};
 use nbd_proto::handshake::TlsPolicy;
 use nbd_proto::wire::Name;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -60,7 +59,7 @@ const CACHE: usize = 64 << 20;
 const CACHES: usize = 512 << 20;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Err(error) = log::start() {
         // Nobody holds anything yet that others could wait for.
         let _ = writeln!(io::stderr(), "serve: cannot start a thread: {error}");
@@ -123,11 +122,6 @@ fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
                 .context("cannot set up the memory")?,
         ),
         Some(Storage::File { path }) => {
-            ensure!(
-                options.export.size.is_none(),
-                "--size is for memory: a file is served as large as it is; \
-                 `truncate -s SIZE FILE` makes it larger"
-            );
             Arc::new(FileBackend::open(path, options.export.read_only)?)
         }
     };
