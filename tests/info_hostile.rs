@@ -174,7 +174,7 @@ fn json_that_is_not_whole_is_no_json() {
     });
     let ended = info(["--map", "--json", &server.uri()]);
     assert!(serde_json::from_str::<serde_json::Value>(&ended.stdout).is_err());
-    ended.ended_with(1, &["went away with 1 requests unanswered"]);
+    ended.ended_with(1, &["went away with 1 request"]);
 }
 
 #[test]

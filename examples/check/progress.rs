@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
+use super::shared::count::count;
+
 const TEMPLATE: &str = "{bar:30} {percent:>3} %  {msg}";
 
 /// What takes longer would pass for a program that hangs.
@@ -50,7 +52,7 @@ impl Progress {
         let left = self.whole.saturating_sub(elapsed).as_secs();
         let kills = match self.kills.get() {
             0 => String::new(),
-            kills => format!(", {kills} kills"),
+            kills => format!(", {}", count(kills, "kill")),
         };
         let commands = HumanCount(commands);
         let words = format!("{commands} operations, {rate}/s{kills}, {left} s left");

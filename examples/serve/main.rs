@@ -13,6 +13,8 @@ mod batch;
 mod budget;
 mod channel;
 mod connection;
+#[path = "../shared/count.rs"]
+mod count;
 mod crew;
 mod execute;
 mod input;

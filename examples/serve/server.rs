@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use super::backend::{Backend, Capabilities, Handle, Pace};
 use super::budget::Memory;
 use super::connection::Connection;
+use super::count::count;
 use super::crew::Pools;
 use super::execute::{Task, to_errno};
 use super::log::{Log, Seldom};
@@ -283,14 +284,14 @@ impl Server {
     fn summary(&self) -> String {
         let counters = self.coordinator.lock().counters();
         format!(
-            "in all: {} modifications; {} flushes asked for, of which {} needed none, {} shared one \
-             and {} failed; {} backend flushes, of which {} failed",
-            counters.modifications,
-            counters.flushes,
+            "in all: {}; {} asked for, of which {} needed none, {} shared one and {} failed; {}, of \
+             which {} failed",
+            count(counters.modifications, "modification"),
+            count(counters.flushes, "flush"),
             counters.skipped,
             counters.joined,
             counters.failed,
-            counters.backend_flushes,
+            count(counters.backend_flushes, "backend flush"),
             counters.backend_failures,
         )
     }

@@ -5,6 +5,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod connection;
+pub(crate) mod count;
 pub(crate) mod signals;
 pub(crate) mod stream;
 #[allow(dead_code, reason = "not every program has TLS")]
