@@ -565,3 +565,22 @@ fn a_restart_command_that_does_nothing_is_found_out() {
         judge(&server, &options).no_verdict(&[why]);
     }
 }
+
+// --- histories ---
+
+#[test]
+fn what_is_wrong_with_a_history_is_said_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("history");
+    for (bytes, why) in [
+        (&b"\xff\xfe\0"[..], "it is not UTF-8"),
+        (b"hello\n", "no known form of a history"),
+        (b"granule 512\nc0 done #1\n", "this cannot have happened"),
+        (b"", "there is no line in it"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let ended = check(["--import", &text(&path)]);
+        assert_eq!(ended.stderr.matches(why).count(), 1, "{ended:?}");
+        ended.no_verdict(&[]);
+    }
+}
