@@ -1,4 +1,4 @@
-//! The example `serve`: what it says when it starts, or why it does not.
+//! The example `serve`: what it says when it starts, or why it does not, and when it stops.
 
 #![cfg(target_os = "linux")]
 
@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
 
+use nbd_proto::wire::Request;
 use serve_support::Serve;
 
 #[test]
@@ -79,4 +80,29 @@ fn several_connections_are_suggested_where_multi_conn_is_advertised() {
         assert_eq!(line.unwrap().contains("-C 4"), several, "{ended:?}");
         ended.well();
     }
+}
+
+#[test]
+fn it_says_what_it_waits_for_when_it_stops() {
+    let slow = Serve::start(&["--delay-flush", "2500"]).stop();
+    assert!(slow.stdout.contains("Ctrl-C gives it up"), "{slow:?}");
+    let words = "waiting for the storage to flush";
+    assert!(slow.stdout.contains(words), "{slow:?}");
+    slow.well();
+
+    let serve = Serve::start(&["--delay-write", "4000"]);
+    let mut client = serve.connect();
+    client.send(|cookie| Request::write(cookie, 0, 4), b"data");
+    // What is answered came behind the write, so that this is in flight.
+    client.send(|cookie| Request::read(cookie, 1 << 20, 4), &[]);
+    client.take(4).1.unwrap();
+    let busy = serve.stop();
+    drop(client);
+    let words = "waiting for what was asked for by 1 client,";
+    assert!(busy.stdout.contains(words), "{busy:?}");
+    busy.well();
+
+    let quick = Serve::start(&[]).stop();
+    assert!(!quick.stdout.contains("waiting for"), "{quick:?}");
+    quick.well();
 }

@@ -67,12 +67,13 @@ use import::{Header, Promised};
 use layout::Layout;
 use observer::Observer;
 use options::Options;
-use progress::{Progress, while_waiting};
+use progress::{LONG, Progress};
 use report::{Report, Setup};
 use restart::Restarts;
 use shared::connection::Connection;
 use shared::count::count;
 use shared::signals::Signals;
+use shared::waiting::while_waiting;
 use target::Target;
 use verdict::Verdict;
 
@@ -364,7 +365,7 @@ fn open_another(options: &Options, target: &Target<'_>, there: usize) -> Result<
             "with {there} so far, waiting up to {seconds} s for the server to take another"
         ));
     };
-    while_waiting(tell, || target.open_another())
+    while_waiting(LONG, tell, || target.open_another())
 }
 
 /// A number that nobody has chosen.

@@ -1,18 +1,17 @@
 //! How far the check is, for whoever sits at the terminal, and what it waits for, for everybody.
 
 use std::io::IsTerminal;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use super::shared::count::count;
+use super::shared::waiting::while_waiting;
 
 const TEMPLATE: &str = "{bar:30} {percent:>3} %  {msg}";
 
 /// What takes longer would pass for a program that hangs.
-const LONG: Duration = Duration::from_secs(3);
+pub(crate) const LONG: Duration = Duration::from_secs(3);
 
 /// A bar on stderr, if that is a terminal.
 #[derive(Debug)]
@@ -70,7 +69,7 @@ impl Progress {
             return wait();
         }
         let bar = self.bar.clone();
-        while_waiting(move || bar.suspend(|| super::say(words)), wait)
+        while_waiting(LONG, move || bar.suspend(|| super::say(words)), wait)
     }
 
     /// Takes the bar away, so that it is not in the way of the last words.
@@ -84,23 +83,6 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
     }
-}
-
-/// Waits for something, and tells what for, once, if it takes long.
-pub(crate) fn while_waiting<R>(tell: impl FnOnce() + Send, wait: impl FnOnce() -> R) -> R {
-    let (waiting, over) = mpsc::channel::<()>();
-    thread::scope(|scope| {
-        let tell_later = move || {
-            if over.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
-                tell();
-            }
-        };
-        // Without a thread it is waited for all the same.
-        let _ = thread::Builder::new().spawn_scoped(scope, tell_later);
-        let result = wait();
-        drop(waiting);
-        result
-    })
 }
 
 fn millis(time: Duration) -> u64 {

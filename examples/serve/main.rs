@@ -33,10 +33,13 @@ mod size;
 mod status;
 mod stream;
 mod tls;
+#[path = "../shared/waiting.rs"]
+mod waiting;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nbd_proto::handshake::TlsPolicy;
@@ -59,6 +62,9 @@ const CACHE: usize = 64 << 20;
 /// What the caches of all connections share, in bytes. Those that were filled before there were as
 /// many may be above their share while they are not used.
 const CACHES: usize = 512 << 20;
+
+/// How long it may take to stop before it is said what it waits for.
+const SOON: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let options = Options::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
@@ -104,10 +110,11 @@ fn run(options: &Options) -> Result<()> {
     accept_until(&signals, &listeners, &server);
     drop(listeners);
     say(format_args!(
-        "\nstopping: finishing what is in flight (once more, and it is given up)"
+        "\nstopping: finishing what is in flight, and flushing (another Ctrl-C gives it up: what is \
+         not flushed is lost)"
     ));
-    server
-        .stop()
+    let tell = || say(format_args!("{}", server.what_it_waits_for()));
+    waiting::while_waiting(SOON, tell, || server.stop())
         .context("a flush failed: some of what clients have written may be lost")?;
     let data = match &options.storage {
         None | Some(Storage::Memory) => "what was in memory is gone",

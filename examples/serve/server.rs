@@ -280,6 +280,17 @@ impl Server {
         self.failed.lock().take().map_or(Ok(()), Err)
     }
 
+    /// Why it takes long to stop.
+    pub(crate) fn what_it_waits_for(&self) -> String {
+        match self.connections.lock().len() {
+            0 => "waiting for the storage to flush what it has".to_owned(),
+            clients => format!(
+                "waiting for what was asked for by {}, and for what was written there to be flushed",
+                count(clients, "client")
+            ),
+        }
+    }
+
     /// What clients asked for, and what it came to.
     fn summary(&self) -> String {
         let counters = self.coordinator.lock().counters();

@@ -12,3 +12,5 @@ pub(crate) mod stream;
 pub(crate) mod tls;
 pub(crate) mod uri;
 pub(crate) mod usage;
+#[allow(dead_code, reason = "not every program waits without a word otherwise")]
+pub(crate) mod waiting;
