@@ -6,6 +6,7 @@
 mod check_support;
 mod copy_support;
 mod program_support;
+mod serve_support;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,13 +14,14 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use check_support::{Ended, check, json, start, text};
 use copy_support::crowd::Crowd;
 use copy_support::{Offer, Peer, Server};
 use nbd_proto::wire::{ChunkType, CommandType, Cookie, Errno, Request, TransmissionFlags};
 use rustix::process::Signal;
+use serve_support::Serve;
 
 const SIZE: usize = 1 << 20;
 
@@ -349,7 +351,102 @@ fn a_server_for_one_client_is_checked_with_one() {
     assert!(!ended.stderr.contains("panicked"), "{ended:?}");
 }
 
+#[test]
+fn a_server_that_dies_with_all_connections_is_not_waited_for() {
+    let serve = Serve::start(&["--size", "16M"]);
+    let uri = format!("nbd://{}", serve.address);
+    let mut running = start([&uri, "--seconds", "30"]);
+    running.wait_for("overwriting");
+    serve.signal(Signal::KILL);
+    let killed = Instant::now();
+    let ended = running.finish();
+    let took = killed.elapsed();
+    serve.end();
+    ended.no_verdict(&["all connections were lost at once", "the server is gone"]);
+    // It would have been waited for 10 s.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+/// How many operations there were, and how many a second, as it is said.
+fn operations(ended: &Ended) -> (u128, u128) {
+    let (before, after) = ended.stdout.split_once(" operations (").unwrap();
+    let (rate, _) = after.split_once("/s)").unwrap();
+    let all = before.rsplit(' ').next().unwrap();
+    (all.parse().unwrap(), rate.parse().unwrap())
+}
+
+#[test]
+fn the_rate_is_that_of_the_time_in_which_it_worked() {
+    let count = AtomicU64::new(0);
+    let server = crowd(move |_, peer, _| {
+        let is_it = count.fetch_add(1, Ordering::SeqCst) >= 300;
+        if is_it {
+            peer.be_deaf();
+        }
+        is_it
+    });
+    let begun = Instant::now();
+    let ended = check([&server.uri(), "--seconds", "20", "--timeout", "8"]);
+    let took = begun.elapsed();
+    let (all, rate) = operations(&ended);
+    ended.no_verdict(&["was not answered for"]);
+    // The server was silent for 8 s, which is longer than it took to do all that.
+    assert!(took > Duration::from_secs(8), "{took:?}");
+    assert!(rate > 2 * all * 1000 / took.as_millis(), "{all}, {rate}/s");
+}
+
 // --- servers that say nothing ---
+
+#[test]
+fn it_is_said_that_the_server_takes_no_connection_again() {
+    let count = AtomicU64::new(0);
+    let server = Crowd::new(
+        |number| (number < 4).then(offer),
+        vec![0; SIZE],
+        move |number, peer, _| {
+            // The others stay, so that it may be the server that was.
+            let is_it = number == 3 && count.fetch_add(1, Ordering::SeqCst) >= 30;
+            if is_it {
+                peer.close();
+            }
+            is_it
+        },
+    );
+    let ended = check([&server.uri(), "--seconds", "20", "--timeout", "5"]);
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    let words = "waiting up to 5 s for the server to take connection ";
+    assert_eq!(ended.stderr.matches(words).count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("the server is gone"), "{ended:?}");
+}
+
+/// A server for one client, which keeps the next ones waiting until the sender is dropped.
+fn one_at_a_time() -> (Crowd, mpsc::Sender<()>) {
+    let (sender, over) = mpsc::channel::<()>();
+    let over = Mutex::new(over);
+    let only_one = move |number| {
+        if number > 0 {
+            let _ = over.lock().unwrap().recv_timeout(Duration::from_secs(60));
+        }
+        (number == 0).then(offer)
+    };
+    let server = Crowd::new(only_one, vec![0; SIZE], |_, _, _| false);
+    (server, sender)
+}
+
+#[test]
+fn it_is_said_that_the_server_takes_no_other_connection() {
+    let [loud, quiet] = [&[][..], &["--quiet"]].map(|options| {
+        let (server, sender) = one_at_a_time();
+        let arguments = [&server.uri(), "--timeout", "5", "--operations", "100"];
+        let running = start([&arguments[..], options].concat());
+        (running, server, sender)
+    });
+    let words = "with 1 connection so far, waiting up to 5 s for the server to take another";
+    let ended = loud.0.finish();
+    assert_eq!(ended.stderr.matches(words).count(), 1, "{ended:?}");
+    let ended = quiet.0.finish();
+    assert!(!ended.stderr.contains("waiting"), "{ended:?}");
+}
 
 #[test]
 fn a_flush_that_hangs_is_named() {
@@ -467,5 +564,24 @@ fn a_restart_command_that_does_nothing_is_found_out() {
     ] {
         let options = ["--restart-command", command, "--restarts", "40", "--yes"];
         judge(&server, &options).no_verdict(&[why]);
+    }
+}
+
+// --- histories ---
+
+#[test]
+fn what_is_wrong_with_a_history_is_said_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("history");
+    for (bytes, why) in [
+        (&b"\xff\xfe\0"[..], "it is not UTF-8"),
+        (b"hello\n", "no known form of a history"),
+        (b"granule 512\nc0 done #1\n", "this cannot have happened"),
+        (b"", "there is no line in it"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let ended = check(["--import", &text(&path)]);
+        assert_eq!(ended.stderr.matches(why).count(), 1, "{ended:?}");
+        ended.no_verdict(&[]);
     }
 }

@@ -199,7 +199,7 @@ fn a_connection_to_something_else_is_not_used_and_told_of() {
         let server = Crowd::new(offer, vec![0xee; SIZE], |_, _, _| false);
         let ended = store(&server, &data, &["-C4"]);
         assert_eq!(ended.status, Some(0), "{ended:?}");
-        for word in ["going on with 1 connections", words] {
+        for word in ["going on with 1 connection: ", words] {
             assert!(ended.stderr.contains(word), "no {word:?} in {ended:?}");
         }
         assert!(*server.disk.lock().unwrap() == data);

@@ -6,21 +6,24 @@ mod info_support;
 mod program_support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
 use info_support::{Offer, Server, info};
-use nbd_proto::handshake::TlsPolicy;
-use nbd_proto::wire::{Extent, OptionCode, OptionReply};
+use nbd_proto::handshake::{Ask, TlsPolicy};
+use nbd_proto::io::{MaybeTls, server_handshake_with_tls};
+use nbd_proto::wire::{Extent, Name, OptionCode, OptionReply};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use tempfile::TempDir;
 
 const SIZE: u64 = 1 << 20;
@@ -195,6 +198,92 @@ fn addresses_can_be_certified_too() {
         certificates(&directory)
     );
     assert_eq!(info(["--size", &uri]).well(), "1048576\n");
+}
+
+// --- the goodbye ---
+
+/// TLS at a server, which tells how it ended: `Ok` if the client has shut it down.
+struct Watched {
+    stream: StreamOwned<ServerConnection, TcpStream>,
+    told: Sender<Result<(), io::ErrorKind>>,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let result = self.stream.read(buffer);
+        match &result {
+            Ok(0) => drop(self.told.send(Ok(()))),
+            Ok(_) => {}
+            Err(error) => drop(self.told.send(Err(error.kind()))),
+        }
+        result
+    }
+}
+
+impl Write for Watched {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// A server with one export, and how TLS ended with each client.
+fn watching(tls: Arc<ServerConfig>) -> (Server, Receiver<Result<(), io::ErrorKind>>) {
+    let (told, ends) = mpsc::channel();
+    let offer = offer(TlsPolicy::Forced);
+    let server = Server::raw(move |_, stream| {
+        let upgrade = |stream| {
+            let machine = ServerConnection::new(Arc::clone(&tls)).map_err(io::Error::other)?;
+            Ok(Watched {
+                stream: StreamOwned::new(machine, stream),
+                told: told.clone(),
+            })
+        };
+        let shaken = server_handshake_with_tls(stream, offer.config, upgrade, |ask| match ask {
+            Ask::List(ask) => ask.accept([(&offer.exports[0].name, &Name::default())]),
+            Ask::Export(ask) if *ask.name() == offer.exports[0].name => {
+                ask.accept(&offer.exports[0]);
+            }
+            Ask::Contexts(ask) => ask.accept(&offer.contexts),
+            _ => {}
+        });
+        if let Ok((MaybeTls::Tls(mut stream), _)) = shaken {
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    (server, ends)
+}
+
+#[test]
+fn tls_is_shut_down_whenever_info_leaves() {
+    let authority = authority("ours");
+    let directory = directory(&authority, None);
+    let parameters = certificates(&directory);
+    for (arguments, export, status) in [
+        (&["--size"][..], "disk", 0),
+        (&["--plan"], "disk", 0),
+        // Left by an abort, and by a disconnect.
+        (&[], "disk", 0),
+        (&["--list"], "disk", 0),
+        // Refused: the library drops the stream.
+        (&["--size"], "absent", 1),
+        // Nobody answers about the extents: the program ends while it waits.
+        (&["--map", "--timeout", "1"], "disk", 1),
+    ] {
+        let (server, ends) = watching(server_config(&authority, "localhost", None));
+        let port = server.address().port();
+        let uri = format!("nbds://localhost:{port}/{export}{parameters}");
+        let ended = info([arguments, &[&uri]].concat());
+        assert_eq!(ended.status, Some(status), "{ended:?}");
+        for number in 0..server.clients() {
+            let end = ends.recv_timeout(Duration::from_secs(60));
+            assert_eq!(end, Ok(Ok(())), "{arguments:?}, connection {number}");
+        }
+        assert!(server.clients() > 0);
+    }
 }
 
 // --- the wrong server ---

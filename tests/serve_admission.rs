@@ -122,7 +122,7 @@ fn with_log_the_end_says_what_flushes_came_to() {
     a.disconnect();
     b.disconnect();
     let ended = serve.stop();
-    let summary = "in all: 1 modifications; 2 flushes asked for, of which 1 needed none, 0 shared \
-                   one and 0 failed; 1 backend flushes, of which 0 failed";
+    let summary = "in all: 1 modification; 2 flushes asked for, of which 1 needed none, 0 shared \
+                   one and 0 failed; 1 backend flush, of which 0 failed";
     assert!(ended.stderr.contains(summary), "{}", ended.stderr);
 }

@@ -282,7 +282,8 @@ impl<'a> Engine<'a> {
             self.replace_lost()?;
         }
         let commands = self.fleet.observer.summary().commands;
-        self.job.progress.set(self.begun.elapsed(), commands);
+        let (elapsed, worked) = (self.begun.elapsed(), self.fleet.worked);
+        self.job.progress.set(elapsed, worked, commands);
         Ok(())
     }
 
@@ -308,7 +309,6 @@ impl<'a> Engine<'a> {
     }
 
     /// Connections that the server has closed are opened again, if it is there.
-    ///
     fn replace_lost(&mut self) -> Result<()> {
         let mut lost = self.fleet.closed();
         let is_on_its_way = |slot: usize| self.scenes.iter().any(|scene| scene.has_closed(slot));

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::contents::{Pattern, fingerprint};
 use super::latency::Latency;
 use super::observer::{Broken, Observer};
+use super::progress::Progress;
 use super::script::{Tag, What};
 use super::shared::connection::{Completion, Connection, Error};
 use super::shared::stream::wait_any;
@@ -46,6 +47,7 @@ pub(crate) enum Sent {
 #[derive(Debug)]
 pub(crate) struct Fleet<'a> {
     target: &'a Target<'a>,
+    progress: &'a Progress,
     pub(crate) observer: Observer,
     pattern: Option<Pattern>,
     granule: u64,
@@ -63,6 +65,11 @@ pub(crate) struct Fleet<'a> {
     pub(crate) dying: bool,
     /// What the first command that failed was answered.
     pub(crate) first_failure: Option<String>,
+    begun: Instant,
+    /// How long it was waited for connections, while all else stood still.
+    paused: Duration,
+    /// How long it took up to the last answer, without that.
+    pub(crate) worked: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +95,7 @@ impl<'a> Fleet<'a> {
     /// With contents of a `pattern`, or, where nothing is written, whatever there is.
     pub(crate) fn new(
         target: &'a Target<'a>,
+        progress: &'a Progress,
         connections: Vec<Connection>,
         observer: Observer,
         pattern: Option<Pattern>,
@@ -99,6 +107,7 @@ impl<'a> Fleet<'a> {
         };
         Self {
             target,
+            progress,
             observer,
             pattern,
             granule,
@@ -112,6 +121,9 @@ impl<'a> Fleet<'a> {
             lost_count: 0,
             dying: false,
             first_failure: None,
+            begun: Instant::now(),
+            paused: Duration::ZERO,
+            worked: Duration::ZERO,
         }
     }
 
@@ -281,6 +293,7 @@ impl<'a> Fleet<'a> {
             return;
         };
         self.answered.push(asked.ticket);
+        self.worked = self.begun.elapsed().saturating_sub(self.paused);
         let outcome = match &completion.result {
             Ok(()) => {
                 self.latency.note(asked.what.kind(), asked.since.elapsed());

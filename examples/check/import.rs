@@ -144,7 +144,7 @@ pub(crate) enum ImportError {
     Line {
         /// Counted from 1.
         line: u64,
-        #[source]
+        /// No source: it is in the words already, and would be said twice.
         why: LineError,
     },
     #[error("there is no line in it")]

@@ -67,11 +67,13 @@ use import::{Header, Promised};
 use layout::Layout;
 use observer::Observer;
 use options::Options;
-use progress::Progress;
-use report::{Report, Setup, count};
+use progress::{LONG, Progress};
+use report::{Report, Setup};
 use restart::Restarts;
 use shared::connection::Connection;
+use shared::count::count;
 use shared::signals::Signals;
+use shared::waiting::while_waiting;
 use target::Target;
 use verdict::Verdict;
 
@@ -154,13 +156,14 @@ fn check(options: &Options, signals: &Signals) -> Result<u8> {
     let mut dice = Dice::new(seed);
     // Not by the seed: what an earlier run has left is not to be taken for ours.
     let pattern = (!target.is_read_only()).then(|| Pattern::new(random(), layout.granule()));
-    let fleet = Fleet::new(&target, connections, observer, pattern, layout.granule());
+    let progress = Progress::new(options.seconds(), options.quiet);
+    let granule = layout.granule();
+    let fleet = Fleet::new(&target, &progress, connections, observer, pattern, granule);
     let restarts = options.restart_command.as_ref().map(|command| {
         let (uri, timeout) = (target.uri().to_string(), target.timeout());
         let (count, time) = (options.restarts, options.seconds());
         Restarts::new(command, &uri, timeout, count, time, &mut dice)
     });
-    let progress = Progress::new(options.seconds(), options.quiet);
     let job = Job {
         target: &target,
         layout: &layout,
@@ -335,7 +338,7 @@ fn gather(
     let wanted = usize::try_from(options.connections).unwrap_or(1).min(most);
     let mut connections = vec![first];
     while connections.len() < wanted && !target.is_stopped() {
-        match target.open_another() {
+        match open_another(options, target, connections.len()) {
             Ok(connection) => connections.push(connection),
             Err(error) if error.is::<Mismatch>() => return Err(error),
             Err(_) if target.is_stopped() => break,
@@ -347,6 +350,22 @@ fn gather(
         }
     }
     Ok(connections)
+}
+
+/// One connection more than there are. Some servers serve one client at a time, and say nothing to
+/// the next.
+fn open_another(options: &Options, target: &Target<'_>, there: usize) -> Result<Connection> {
+    if options.quiet {
+        return target.open_another();
+    }
+    let there = count(there, "connection");
+    let seconds = target.patience().as_secs();
+    let tell = || {
+        say(&format!(
+            "with {there} so far, waiting up to {seconds} s for the server to take another"
+        ));
+    };
+    while_waiting(LONG, tell, || target.open_another())
 }
 
 /// A number that nobody has chosen.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::layout::Layout;
 use super::observer::Broken;
+use super::shared::count::count;
 use super::size::display_size;
 use super::target::Target;
 use super::verdict::Verdict;
@@ -175,12 +176,6 @@ impl Setup<'_> {
             "violation": verdict.broken.as_ref().map(broken_to_json),
         })
     }
-}
-
-/// So many of something.
-pub(crate) fn count(number: usize, what: &str) -> String {
-    let ending = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{ending}")
 }
 
 fn broken_to_json(broken: &Broken) -> Value {

@@ -77,8 +77,7 @@ impl<'a> Target<'a> {
     /// Also if something else is found there than on the first connection, as a
     /// [`Mismatch`](nbd_proto::multiplex::Mismatch).
     pub(crate) fn open_another(&self) -> Result<Connection> {
-        let timeout = self.timeout.min(PATIENCE);
-        let mut connection = open(&self.uri, self.tls.as_ref(), timeout, self.signals)?;
+        let mut connection = open(&self.uri, self.tls.as_ref(), self.patience(), self.signals)?;
         connection.set_timeout(self.timeout);
         let same = self.plan.check(connection.session());
         same.with_context(|| {
@@ -86,6 +85,11 @@ impl<'a> Target<'a> {
             format!("{uri}: connections to one export have to get the same")
         })?;
         Ok(connection)
+    }
+
+    /// How long it is waited for a further connection.
+    pub(crate) fn patience(&self) -> Duration {
+        self.timeout.min(PATIENCE)
     }
 
     pub(crate) const fn uri(&self) -> &NbdUri {

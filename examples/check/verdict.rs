@@ -8,6 +8,7 @@ use nbd_proto::conformance::{Promise, Summary};
 use super::engine::Engine;
 use super::observer::{Broken, Counters};
 use super::shapes::Abilities;
+use super::shared::count::count;
 
 /// What is left out of multi-conn where there is nobody else.
 const LONELY: &str = "on one connection: nothing between connections was checked";
@@ -33,6 +34,8 @@ pub(crate) struct Verdict {
     /// How often each kind of scene was played.
     pub(crate) played: Vec<(&'static str, u64)>,
     pub(crate) took: Duration,
+    /// How long there was something to do for which there was a connection.
+    pub(crate) worked: Duration,
 }
 
 impl Verdict {
@@ -65,6 +68,7 @@ impl Verdict {
                 .map(|(&it, &count)| (it, count))
                 .collect(),
             took,
+            worked: fleet.worked,
         }
     }
 
@@ -96,7 +100,8 @@ impl Verdict {
     fn gap(&self, wanted: u32) -> Option<String> {
         if let Some((0, wanted)) = self.kills {
             return Some(format!(
-                "the server was never killed (0 of {wanted} kills), so nothing was checked of that"
+                "the server was never killed (0 of {}), so nothing was checked of that",
+                count(wanted, "kill")
             ));
         }
         (self.is_lonely() && wanted > 1).then(|| LONELY.to_owned())
@@ -137,23 +142,26 @@ impl Verdict {
             failed,
             ..
         } = self.summary;
-        let millis = self.took.as_millis().max(1);
+        let millis = self.worked.as_millis().max(1);
         let rate = u128::from(commands) * 1000 / millis;
         let mut words = format!(
-            "{commands} operations ({rate}/s), {flushes} flushes, {crashes} crashes, \
-             {blocks_read} blocks read and compared"
+            "{} ({rate}/s), {}, {}, {} read and compared",
+            count(commands, "operation"),
+            count(flushes, "flush"),
+            count(crashes, "crash"),
+            count(blocks_read, "block"),
         );
         if let Some((done, wanted)) = self.kills {
-            words.push_str(&format!(", {done} of {wanted} kills"));
+            words.push_str(&format!(", {done} of {}", count(wanted, "kill")));
         }
         if failed > 0 {
-            words.push_str(&format!(", {failed} commands failed"));
+            words.push_str(&format!(", {} failed", count(failed, "command")));
             if let Some(why) = &self.first_failure {
                 words.push_str(&format!(", the first: {why}"));
             }
         }
         if self.lost > 0 {
-            words.push_str(&format!(", {} connections lost", self.lost));
+            words.push_str(&format!(", {} lost", count(self.lost, "connection")));
             if let Some(why) = self.lost_reasons.first() {
                 words.push_str(&format!(", the first: {why}"));
             }
@@ -222,6 +230,7 @@ mod tests {
             first_failure: Some("write: no space (ENOSPC)".to_owned()),
             played: Vec::new(),
             took: Duration::from_secs(1),
+            worked: Duration::from_secs(1),
         }
     }
 
@@ -251,6 +260,24 @@ mod tests {
         };
         verdict.check_substance(abilities, 4);
         assert_eq!(verdict.word(), "held");
+    }
+
+    #[test]
+    fn one_of_something_is_no_plural() {
+        let mut verdict = full();
+        (verdict.kills, verdict.lost) = (Some((1, 1)), 1);
+        verdict.first_failure = None;
+        verdict.summary = Summary::default();
+        verdict.summary.commands = 1;
+        verdict.summary.flushes = 1;
+        verdict.summary.crashes = 1;
+        verdict.summary.blocks_read = 1;
+        verdict.summary.failed = 1;
+        assert_eq!(
+            verdict.to_string(),
+            "HELD: 1 operation (1/s), 1 flush, 1 crash, 1 block read and compared, 1 of 1 kill, \
+             1 command failed, 1 connection lost\n"
+        );
     }
 
     fn full() -> Verdict {

@@ -10,6 +10,7 @@ use nbd_proto::multiplex::{
 use super::endpoint::{Destination, Source};
 use super::pair::Pair;
 use super::shared::connection::{Connection, Settings};
+use super::shared::count::count;
 use super::work::SMALLEST;
 
 /// The most connections that there are if nobody says otherwise.
@@ -140,8 +141,8 @@ impl Ways {
             timeout: settings.timeout.min(PATIENCE),
             ..*settings
         });
-        let count = pairs.len();
-        let go_on = |why: String| remark(&format!("going on with {count} connections: {why}"));
+        let several = count(pairs.len(), "connection");
+        let go_on = |why: String| remark(&format!("going on with {several}: {why}"));
         // Whatever fails, the longer timeout is for those that are in use.
         let mut source = match first.source.another(&for_source) {
             Ok(source) => source,
@@ -174,7 +175,7 @@ impl Ways {
             }
         }
         Some(Pair {
-            number: count,
+            number: pairs.len(),
             source,
             destination,
         })

@@ -34,7 +34,7 @@ pub(crate) struct Place<'a> {
 type Socket<'a> = Patient<'a, Stream>;
 
 /// A stream in transmission.
-pub(crate) type Wire<'a> = MaybeTls<Socket<'a>, TlsStream<Socket<'a>>>;
+pub(crate) type Wire<'a> = MaybeTls<Socket<'a>, TlsStream<'a>>;
 
 impl<'a> Place<'a> {
     /// The same server, another export.
@@ -98,7 +98,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn start_tls(&self, stream: Socket<'a>) -> io::Result<TlsStream<Socket<'a>>> {
+    fn start_tls(&self, stream: Socket<'a>) -> io::Result<TlsStream<'a>> {
         match &self.tls {
             Some(tls) => tls.start(stream),
             // It was not asked for.
@@ -128,7 +128,7 @@ impl<'a> Place<'a> {
 pub(crate) const fn set_patience<'a>(wire: &mut Wire<'a>, patience: Patience<'a>) {
     match wire {
         MaybeTls::Plain(socket) => socket.patience = patience,
-        MaybeTls::Tls(stream) => stream.sock.patience = patience,
+        MaybeTls::Tls(stream) => stream.set_patience(patience),
     }
 }
 

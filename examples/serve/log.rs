@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::count::count;
+
 /// Most lines that wait for being written.
 const MOST_LINES: usize = 4096;
 
@@ -73,7 +75,10 @@ impl Seldom {
     pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
         match self.at(Instant::now()) {
             Some(0) => warn(message),
-            Some(silent) => warn(format_args!("{message} (and {silent} times before)")),
+            Some(silent) => warn(format_args!(
+                "{message} (and {} before)",
+                count(silent, "time")
+            )),
             None => {}
         }
     }
@@ -176,7 +181,8 @@ impl Lines {
         let mut lines = Vec::from(lines);
         if dropped > 0 {
             lines.push(format!(
-                "serve: {dropped} lines are missing here: nobody read them in time"
+                "serve: {} missing here: nobody read in time",
+                count(dropped, "line")
             ));
         }
         lines.join("\n")
@@ -206,7 +212,7 @@ mod tests {
         let text = lines.next();
         assert_eq!(text.lines().count(), MOST_LINES + 1);
         assert!(text.starts_with("0\n1\n2\n"));
-        assert!(text.ends_with("serve: 7 lines are missing here: nobody read them in time"));
+        assert!(text.ends_with("serve: 7 lines missing here: nobody read in time"));
         // The next ones have a place again.
         lines.say("more".to_owned());
         assert_eq!(lines.next(), "more");

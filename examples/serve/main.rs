@@ -13,6 +13,8 @@ mod batch;
 mod budget;
 mod channel;
 mod connection;
+#[path = "../shared/count.rs"]
+mod count;
 mod crew;
 mod execute;
 mod input;
@@ -31,13 +33,15 @@ mod size;
 mod status;
 mod stream;
 mod tls;
+#[path = "../shared/waiting.rs"]
+mod waiting;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use anyhow::{Context, Result};
 use nbd_proto::handshake::TlsPolicy;
 use nbd_proto::wire::Name;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -59,8 +63,11 @@ const CACHE: usize = 64 << 20;
 /// many may be above their share while they are not used.
 const CACHES: usize = 512 << 20;
 
+/// How long it may take to stop before it is said what it waits for.
+const SOON: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Err(error) = log::start() {
         // Nobody holds anything yet that others could wait for.
         let _ = writeln!(io::stderr(), "serve: cannot start a thread: {error}");
@@ -103,10 +110,11 @@ fn run(options: &Options) -> Result<()> {
     accept_until(&signals, &listeners, &server);
     drop(listeners);
     say(format_args!(
-        "\nstopping: finishing what is in flight (once more, and it is given up)"
+        "\nstopping: finishing what is in flight, and flushing (another Ctrl-C gives it up: what is \
+         not flushed is lost)"
     ));
-    server
-        .stop()
+    let tell = || say(format_args!("{}", server.what_it_waits_for()));
+    waiting::while_waiting(SOON, tell, || server.stop())
         .context("a flush failed: some of what clients have written may be lost")?;
     let data = match &options.storage {
         None | Some(Storage::Memory) => "what was in memory is gone",
@@ -123,11 +131,6 @@ fn open_storage(options: &Options) -> Result<Arc<dyn Backend>> {
                 .context("cannot set up the memory")?,
         ),
         Some(Storage::File { path }) => {
-            ensure!(
-                options.export.size.is_none(),
-                "--size is for memory: a file is served as large as it is; \
-                 `truncate -s SIZE FILE` makes it larger"
-            );
             Arc::new(FileBackend::open(path, options.export.read_only)?)
         }
     };

@@ -1,10 +1,12 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use nbd_proto::flush::{Acknowledge, Config, FuaOnReads, Mode, Overlap, ThreadModel, TrackDirty};
 use nbd_proto::wire::Name;
 
@@ -13,6 +15,10 @@ use super::size::parse_size;
 /// An NBD server over memory or a file, for any number of connections.
 ///
 /// Without arguments it serves 1 GiB of memory on 127.0.0.1, port 10809, to whoever connects.
+///
+/// Exit status: 0 if it was stopped, and has kept what clients wrote; 1 if it cannot serve, or if
+/// some of that may be lost; 2 if the command line is wrong; 128 + its number if a further signal
+/// ended it before it had stopped.
 #[derive(Debug, Parser)]
 #[command(name = "serve", version, max_term_width = 100)]
 pub(crate) struct Options {
@@ -50,6 +56,34 @@ pub(crate) struct Options {
     /// as lines are written, some are left out, and their number is told
     #[arg(long, global = true)]
     pub(crate) log: bool,
+}
+
+impl Options {
+    /// What the command line says.
+    ///
+    /// # Errors
+    ///
+    /// If it is wrong, or asks for help.
+    pub(crate) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let options = Self::try_parse_from(arguments)?;
+        // Not by attributes: options may stand on both sides of the storage, and each side would
+        // miss those of the other.
+        let wrong = match (&options.storage, options.export.size) {
+            (Some(Storage::File { .. }), Some(_)) => Err((
+                ErrorKind::ArgumentConflict,
+                "--size is for memory: a file is served as large as it is; \
+                 `truncate -s SIZE FILE` makes it larger",
+            )),
+            _ => {
+                let files = options.tls.files().map(drop);
+                files.map_err(|why| (ErrorKind::MissingRequiredArgument, why))
+            }
+        };
+        match wrong {
+            Ok(()) => Ok(options),
+            Err((kind, why)) => Err(Self::command().error(kind, why)),
+        }
+    }
 }
 
 /// What is served.
@@ -126,6 +160,25 @@ pub(crate) struct Tls {
     /// Serve only clients that use TLS
     #[arg(long, global = true)]
     pub(crate) tls_required: bool,
+}
+
+impl Tls {
+    /// The certificate and its key, if there is to be TLS.
+    ///
+    /// # Errors
+    ///
+    /// If something is missing that other options need.
+    pub(crate) fn files(&self) -> Result<Option<(&Path, &Path)>, &'static str> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Ok(Some((cert, key))),
+            (Some(_), None) => Err("--tls-cert needs its private key: give it with --tls-key"),
+            (None, Some(_)) => Err("--tls-key needs its certificate: give it with --tls-cert"),
+            (None, None) if self.tls_client_ca.is_some() || self.tls_required => {
+                Err("there is no TLS without a certificate: give one with --tls-cert, --tls-key")
+            }
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -213,7 +266,6 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -234,6 +286,14 @@ mod tests {
         let options = Options::try_parse_from(["serve"]).unwrap();
         assert!(options.storage.is_none());
         assert_eq!(options.export.size, None);
+    }
+
+    #[test]
+    fn what_belongs_together_may_stand_on_both_sides_of_the_storage() {
+        let line = "serve --tls-cert c --tls-required file disk.img --tls-key k";
+        let options = Options::read(line.split(' ').map(Into::into)).unwrap();
+        let files = options.tls.files().unwrap();
+        assert_eq!(files, Some((Path::new("c"), Path::new("k"))));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use super::backend::{Backend, Capabilities, Handle, Pace};
 use super::budget::Memory;
 use super::connection::Connection;
+use super::count::count;
 use super::crew::Pools;
 use super::execute::{Task, to_errno};
 use super::log::{Log, Seldom};
@@ -279,18 +280,29 @@ impl Server {
         self.failed.lock().take().map_or(Ok(()), Err)
     }
 
+    /// Why it takes long to stop.
+    pub(crate) fn what_it_waits_for(&self) -> String {
+        match self.connections.lock().len() {
+            0 => "waiting for the storage to flush what it has".to_owned(),
+            clients => format!(
+                "waiting for what was asked for by {}, and for what was written there to be flushed",
+                count(clients, "client")
+            ),
+        }
+    }
+
     /// What clients asked for, and what it came to.
     fn summary(&self) -> String {
         let counters = self.coordinator.lock().counters();
         format!(
-            "in all: {} modifications; {} flushes asked for, of which {} needed none, {} shared one \
-             and {} failed; {} backend flushes, of which {} failed",
-            counters.modifications,
-            counters.flushes,
+            "in all: {}; {} asked for, of which {} needed none, {} shared one and {} failed; {}, of \
+             which {} failed",
+            count(counters.modifications, "modification"),
+            count(counters.flushes, "flush"),
             counters.skipped,
             counters.joined,
             counters.failed,
-            counters.backend_flushes,
+            count(counters.backend_flushes, "backend flush"),
             counters.backend_failures,
         )
     }

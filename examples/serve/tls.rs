@@ -35,15 +35,11 @@ impl Offer {
     ///
     /// With the file, the reason and what may be done about it.
     pub(crate) fn load(options: &options::Tls) -> Result<Self> {
-        let config = match (&options.tls_cert, &options.tls_key) {
-            (Some(cert), Some(key)) => Some(config(cert, key, options.tls_client_ca.as_deref())?),
-            (Some(_), None) => bail!("--tls-cert needs its private key: give it with --tls-key"),
-            (None, Some(_)) => bail!("--tls-key needs its certificate: give it with --tls-cert"),
-            (None, None) if options.tls_client_ca.is_some() || options.tls_required => {
-                bail!("there is no TLS without a certificate: give one with --tls-cert, --tls-key")
-            }
-            (None, None) => None,
-        };
+        let files = options.files().map_err(anyhow::Error::msg)?;
+        let client_ca = options.tls_client_ca.as_deref();
+        let config = files
+            .map(|(cert, key)| config(cert, key, client_ca))
+            .transpose()?;
         Ok(Self {
             config: config.map(Arc::new),
             required: options.tls_required,

@@ -14,7 +14,7 @@ use super::tls::TlsStream;
 const INPUT: usize = 256 << 10;
 
 /// What a handshake with a deadline ends on.
-pub(crate) type Shaken<'a> = MaybeTls<Patient<'a, Stream>, TlsStream<Patient<'a, Stream>>>;
+pub(crate) type Shaken<'a> = MaybeTls<Patient<'a, Stream>, TlsStream<'a>>;
 
 /// A socket that does not block, or TLS over one.
 #[derive(Debug)]
@@ -30,15 +30,20 @@ pub(crate) struct Tls {
     socket: BufReader<Stream>,
 }
 
-impl From<Shaken<'_>> for Channel {
-    fn from(shaken: Shaken<'_>) -> Self {
-        match shaken {
+impl TryFrom<Shaken<'_>> for Channel {
+    type Error = io::Error;
+
+    fn try_from(shaken: Shaken<'_>) -> io::Result<Self> {
+        Ok(match shaken {
             MaybeTls::Plain(patient) => Self::Plain(patient.stream),
-            MaybeTls::Tls(stream) => Self::Tls(Box::new(Tls {
-                session: stream.conn,
-                socket: BufReader::with_capacity(INPUT, stream.sock.stream),
-            })),
-        }
+            MaybeTls::Tls(stream) => {
+                let (session, patient) = stream.into_parts()?;
+                Self::Tls(Box::new(Tls {
+                    session,
+                    socket: BufReader::with_capacity(INPUT, patient.stream),
+                }))
+            }
+        })
     }
 }
 

@@ -184,7 +184,8 @@ impl Connection {
             },
         )
         .map_err(|error| explain(Error::Handshake(Box::new(error))))?;
-        Ok(Self::new(shaken.into(), negotiated, settings))
+        let channel = shaken.try_into().map_err(Error::Io)?;
+        Ok(Self::new(channel, negotiated, settings))
     }
 
     fn new(channel: Channel, negotiated: Negotiated, settings: &Settings<'_>) -> Self {

@@ -5,9 +5,12 @@
 
 pub(crate) mod channel;
 pub(crate) mod connection;
+pub(crate) mod count;
 pub(crate) mod signals;
 pub(crate) mod stream;
 #[allow(dead_code, reason = "not every program has TLS")]
 pub(crate) mod tls;
 pub(crate) mod uri;
 pub(crate) mod usage;
+#[allow(dead_code, reason = "not every program waits without a word otherwise")]
+pub(crate) mod waiting;

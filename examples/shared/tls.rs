@@ -4,7 +4,7 @@
 //! `ca-cert.pem` is whom we trust; `client-cert.pem` and `client-key.pem`, if they are there, say
 //! who we are.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,10 +18,78 @@ use rustls::{
     SignatureScheme, StreamOwned,
 };
 
+use super::stream::{Patience, Patient, Stream};
 use super::uri::{NbdUri, TlsKind, TlsParameters, Transport};
 
-/// A stream within TLS.
-pub(crate) type TlsStream<S> = StreamOwned<ClientConnection, S>;
+type Socket<'a> = Patient<'a, Stream>;
+
+/// A stream within TLS, which says goodbye when it is dropped: whoever leaves shuts TLS down before
+/// (proto.md "Termination of the session during option haggling").
+#[derive(Debug)]
+pub(crate) struct TlsStream<'a> {
+    /// Until it is taken apart.
+    inside: Option<StreamOwned<ClientConnection, Socket<'a>>>,
+}
+
+impl<'a> TlsStream<'a> {
+    /// The session, and what its records go through. To say goodbye is up to the caller then.
+    ///
+    /// # Errors
+    ///
+    /// None that can come: what is taken apart is there no more.
+    pub(crate) fn into_parts(mut self) -> io::Result<(ClientConnection, Socket<'a>)> {
+        let inside = self.inside.take().ok_or(io::ErrorKind::NotConnected)?;
+        Ok((inside.conn, inside.sock))
+    }
+
+    /// Has it wait no longer than this.
+    pub(crate) const fn set_patience(&mut self, patience: Patience<'a>) {
+        if let Some(inside) = &mut self.inside {
+            inside.sock.patience = patience;
+        }
+    }
+
+    fn inside(&mut self) -> io::Result<&mut StreamOwned<ClientConnection, Socket<'a>>> {
+        let inside = self.inside.as_mut();
+        inside.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Read for TlsStream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inside()?.read(buffer)
+    }
+}
+
+impl Write for TlsStream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inside()?.write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.inside()?.write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inside()?.flush()
+    }
+}
+
+impl Drop for TlsStream<'_> {
+    fn drop(&mut self) {
+        let Some(StreamOwned { conn, sock }) = &mut self.inside else {
+            return;
+        };
+        conn.send_close_notify();
+        while conn.wants_write() {
+            // The socket itself does not wait: a server that has so much to read that these few
+            // bytes do not go out may never read again.
+            if !matches!(conn.write_tls(&mut sock.stream), Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
 
 /// Why TLS cannot be had as it is wanted.
 #[derive(Debug, thiserror::Error)]
@@ -105,13 +173,15 @@ impl TlsClient {
     /// # Errors
     ///
     /// If the stream fails, or one side does not trust the other.
-    pub(crate) fn start<S: Read + Write>(&self, mut stream: S) -> io::Result<TlsStream<S>> {
+    pub(crate) fn start<'a>(&self, mut stream: Socket<'a>) -> io::Result<TlsStream<'a>> {
         let connection = ClientConnection::new(Arc::clone(&self.config), self.server.clone());
         let mut connection = connection.map_err(io::Error::other)?;
         while connection.is_handshaking() {
             connection.complete_io(&mut stream)?;
         }
-        Ok(StreamOwned::new(connection, stream))
+        Ok(TlsStream {
+            inside: Some(StreamOwned::new(connection, stream)),
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use nbd_proto::conformance::Event;
 use nbd_proto::multiplex::Mismatch;
 
 use super::super::script::Farewell;
+use super::super::shared::connection::Connection;
 use super::super::shared::stream::Patience;
 use super::{Fleet, GOODBYE, Slot, number};
 
@@ -44,17 +45,18 @@ impl<'a> Fleet<'a> {
         if self.is_open(slot) {
             return Ok(());
         }
-        let deadline = Instant::now() + AGAIN.min(self.target.timeout());
-        let connection = loop {
-            match self.target.open_another() {
-                Ok(connection) => break connection,
-                Err(_) if self.target.is_stopped() => return Ok(()),
-                Err(error) if error.is::<Mismatch>() => return Err(error),
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(error).with_context(|| gone.to_owned());
-                }
-                Err(_) => std::thread::sleep(BETWEEN_TRIES),
-            }
+        let patience = AGAIN.min(self.target.timeout());
+        let words = format!(
+            "waiting up to {} s for the server to take connection {slot} again",
+            patience.as_secs()
+        );
+        let begun = Instant::now();
+        let connected = self
+            .progress
+            .while_waiting(&words, || self.connect_again(begun + patience, gone));
+        self.paused += begun.elapsed();
+        let Some(connection) = connected? else {
+            return Ok(());
         };
         self.check_witness()?;
         self.opened += 1;
@@ -67,20 +69,55 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
+    /// Tries to connect until the deadline; none if a signal comes.
+    fn connect_again(&mut self, deadline: Instant, gone: &str) -> Result<Option<Connection>> {
+        loop {
+            let error = match self.target.open_another() {
+                Ok(connection) => return Ok(Some(connection)),
+                Err(_) if self.target.is_stopped() => return Ok(None),
+                Err(error) if error.is::<Mismatch>() => return Err(error),
+                Err(error) => error,
+            };
+            self.catch_up()?;
+            if !self.has_witness() {
+                // Whoever comes there now, nothing can be found out any more.
+                let why = self.last_loss();
+                return Err(error).with_context(|| {
+                    format!(
+                        "all connections were lost at once ({why}), and the server is gone; if it \
+                         is being restarted, see --restart-command"
+                    )
+                });
+            }
+            if Instant::now() >= deadline {
+                return Err(error).with_context(|| gone.to_owned());
+            }
+            std::thread::sleep(BETWEEN_TRIES);
+        }
+    }
+
     /// If all connections were lost before a new one was had, the server may have been restarted,
     /// and then nobody knows what it has lost. Those of a dead process have ended before another
     /// one can listen.
     fn check_witness(&mut self) -> Result<()> {
         self.catch_up()?;
-        let is_any_open = self.slots.iter().any(|it| it.connection.is_some());
-        let is_any_lost = self.slots.iter().any(|it| it.lost);
-        let why = self.lost.last().map_or("", String::as_str);
         ensure!(
-            is_any_open || !is_any_lost,
-            "all connections were lost at once ({why}): if the server was restarted, it may have \
-             lost what was not flushed; see --restart-command"
+            self.has_witness(),
+            "all connections were lost at once ({}): if the server was restarted, it may have \
+             lost what was not flushed; see --restart-command",
+            self.last_loss()
         );
         Ok(())
+    }
+
+    /// Whether there is a connection to the server as it was, or none was lost.
+    fn has_witness(&self) -> bool {
+        let is_any_open = self.slots.iter().any(|it| it.connection.is_some());
+        is_any_open || !self.slots.iter().any(|it| it.lost)
+    }
+
+    fn last_loss(&self) -> &str {
+        self.lost.last().map_or("", String::as_str)
     }
 
     /// Nobody wants a connection to be closed any more.

@@ -5,6 +5,7 @@ use std::fmt;
 use nbd_proto::multiplex::Tally;
 use serde_json::{Value, json};
 
+use super::super::shared::count::count;
 use super::layers::{Broken, Layers, Lines, Unflushed};
 use super::nbdkit::Log;
 use super::uncovered::{Example, Totals, Why};
@@ -55,9 +56,13 @@ fn judged(judged: &Judged, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let it = judged.summary;
     writeln!(
         f,
-        "{} events: {} operations, {} flushes, {} crashes, {} blocks read and compared, {} \
-         commands failed",
-        it.events, it.commands, it.flushes, it.crashes, it.blocks_read, it.failed
+        "{}: {}, {}, {}, {} read and compared, {} failed",
+        count(it.events, "event"),
+        count(it.commands, "operation"),
+        count(it.flushes, "flush"),
+        count(it.crashes, "crash"),
+        count(it.blocks_read, "block"),
+        count(it.failed, "command")
     )
 }
 
@@ -90,17 +95,23 @@ fn log(log: &Log, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (failed, unanswered) = (log.own.failed, log.own.unanswered);
     writeln!(
         f,
-        "{} modifications failed, {} were not answered",
-        failed.writes, unanswered.writes
+        "{} failed, {} not answered",
+        count(failed.writes, "modification"),
+        unanswered.writes
     )
 }
 
 fn tally(it: &super::nbdkit::Tally, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
-        "{} lines: {} connections, {} reads, {} modifications, {} flushes, {} other commands; {} \
-         failed",
-        it.lines, it.connections, it.reads, it.modifications, it.flushes, it.others, it.failed
+        "{}: {}, {}, {}, {}, {}; {} failed",
+        count(it.lines, "line"),
+        count(it.connections, "connection"),
+        count(it.reads, "read"),
+        count(it.modifications, "modification"),
+        count(it.flushes, "flush"),
+        count(it.others, "other command"),
+        it.failed
     )?;
     if it.runs > 1 {
         writeln!(f, "the server was started {} times", it.runs)?;
@@ -202,7 +213,8 @@ struct Many(Tally);
 impl fmt::Display for Many {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tally { writes, bytes } = self.0;
-        write!(f, "{writes} modifications, {bytes} bytes")
+        let (writes, bytes) = (count(writes, "modification"), count(bytes, "byte"));
+        write!(f, "{writes}, {bytes}")
     }
 }
 

@@ -9,6 +9,7 @@ use nbd_proto::io::Error as HandshakeError;
 use nbd_proto::transmission::client::Fatal;
 use nbd_proto::wire::{OptionCode, ReplyType};
 
+use super::super::count::count;
 use super::super::tls;
 
 /// Why there is no connection, or none any more.
@@ -33,8 +34,8 @@ pub(crate) enum Error {
     #[error("the server acknowledged a write at offset {offset} before it had the data")]
     TooEarly { offset: u64 },
     #[error(
-        "the server was silent for {} s with {in_flight} requests unanswered; \
-         if it is only slow, raise --timeout", .timeout.as_secs()
+        "the server was silent for {} s with {} unanswered; \
+         if it is only slow, raise --timeout", .timeout.as_secs(), count(*.in_flight, "request")
     )]
     Silent { timeout: Duration, in_flight: usize },
     #[error("the request cannot be sent: {0}")]

@@ -84,7 +84,7 @@ fn survives(peer: Peer) {
     run.held();
     // The last kill may come too late for what is left to be looked at.
     let enough = kills.saturating_sub(1).max(1)..=kills;
-    let mut looked_at = enough.map(|it| format!(" {it} crashes,"));
+    let mut looked_at = enough.map(|it| format!(" {it} crash"));
     let said = &run.imported.stdout;
     assert!(looked_at.any(|it| said.contains(&it)), "{}", run.imported);
 }

@@ -25,7 +25,7 @@ fn one_log_filter_shows_all_that_was_done_and_gives_no_verdict() {
     let text = fs::read_to_string(&log).unwrap();
     let flushes = text.lines().filter(|it| it.contains(" Flush id=")).count();
     assert!(flushes > 0);
-    let told = format!(" {flushes} flushes,");
+    let told = format!(" {flushes} flush");
     assert!(imported.stdout.contains(&told), "{imported}");
 }
 
