@@ -8,7 +8,6 @@ mod copy_support;
 mod program_support;
 mod serve_support;
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -515,27 +514,25 @@ fn a_server_that_does_not_shake_hands_does_not_keep_us() {
 #[test]
 fn a_restart_that_a_connection_on_its_way_back_hides_leaves_no_verdict() {
     let durable = Arc::new(Mutex::new(vec![0; SIZE]));
-    let clients: Arc<Mutex<HashMap<usize, TcpStream>>> = Arc::default();
-    let (old, others) = (Arc::clone(&durable), Arc::clone(&clients));
+    let (old, clients) = (Arc::clone(&durable), Mutex::new(Vec::new()));
     let disk: Arc<OnceLock<Arc<Mutex<Vec<u8>>>>> = Arc::default();
     let lost = Arc::clone(&disk);
-    let server = Crowd::new(
-        move |number| {
+    let server = Crowd::meeting(
+        move |number, stream| {
+            let mut clients = clients.lock().unwrap();
             // The first that comes again finds another process, and all others have lost theirs.
             if number == 4 {
-                for client in others.lock().unwrap().values() {
-                    let _ = client.shutdown(Shutdown::Both);
+                for client in clients.drain(..) {
+                    let _ = TcpStream::shutdown(&client, Shutdown::Both);
                 }
                 let mut disk = lost.get().unwrap().lock().unwrap();
                 disk.copy_from_slice(&old.lock().unwrap());
             }
+            clients.push(stream.try_clone().unwrap());
             Some(offer())
         },
         vec![0; SIZE],
-        move |number, peer, request| {
-            let mut clients = clients.lock().unwrap();
-            clients.entry(number).or_insert_with(|| peer.handle());
-            drop(clients);
+        move |_, peer, request| {
             if request.kind == CommandType::FLUSH {
                 let now = peer.disk.lock().unwrap().clone();
                 *durable.lock().unwrap() = now;

@@ -55,6 +55,15 @@ impl Crowd {
         contents: Vec<u8>,
         special: impl Fn(usize, &mut Peer, &Request) -> bool + Send + Sync + 'static,
     ) -> Self {
+        Self::meeting(move |number, _| offer(number), contents, special)
+    }
+
+    /// The same; whom to make an offer may depend on the connection, before anything came of it.
+    pub(crate) fn meeting(
+        offer: impl Fn(usize, &TcpStream) -> Option<Offer> + Send + Sync + 'static,
+        contents: Vec<u8>,
+        special: impl Fn(usize, &mut Peer, &Request) -> bool + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let crowd = Self {
             address: listener.local_addr().unwrap(),
@@ -77,7 +86,8 @@ impl Crowd {
                 let behave = Arc::clone(&behave);
                 thread::spawn(move || {
                     let (offer, special) = &*behave;
-                    let Some(mut peer) = meet(stream, offer(number), disk, test) else {
+                    let offer = offer(number, &stream);
+                    let Some(mut peer) = meet(stream, offer, disk, test) else {
                         return;
                     };
                     let note = |event| events.note(event);

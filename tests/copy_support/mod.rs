@@ -509,11 +509,6 @@ impl Peer {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
-    /// The connection, for whoever closes it while this waits for a request.
-    pub(crate) fn handle(&self) -> TcpStream {
-        self.stream.try_clone().unwrap()
-    }
-
     /// The connection, for what goes past the library. Nothing must have been read ahead.
     pub(crate) fn stream(&mut self) -> &mut TcpStream {
         assert!(self.input.is_empty());
