@@ -171,7 +171,7 @@ fn what_is_no_matter_of_flushes_is_told_as_well() {
         (Fault::WrongCookie, "the server breaks a rule"),
         (Fault::OneConnection, "multi-conn is not advertised"),
         (Fault::ReadOnly, "read-only"),
-        (Fault::HangsUp, "closed"),
+        (Fault::HangsUp, "the server went away"),
     ] {
         let found = accused(fault);
         assert!(found.explanation.contains(what), "{fault:?}: {found}");
